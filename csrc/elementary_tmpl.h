@@ -1,0 +1,169 @@
+/* exp, tanh, sigmoid, log1p and log, once for both dtypes and all ISAs: included after a vec_*.h
+ * header. rnnfast/reference/elementary.py is the same in NumPy, step by step (labels E, S, T, L),
+ * and gives the same bits; docs/arithmetic.md has the accuracy, tools/minimax.py the coefficients.
+ *
+ * The first three split x = n ln2 + r with |r| <= ln2/2 and need y = e^r - 1 = r + r^2 P(r). Between
+ * two changes of n, y as computed never decreases: r moves by a unit in the last place of x or more,
+ * and r^2 P(r) is smaller than r and has errors smaller still. Every operation after y is monotone
+ * in its rounded result. So the functions are monotone if they are so across each change of n (and
+ * across the split of tanh), and there are few enough of those to test every one. */
+
+#if RF_REAL_IS_F32
+#define RF_K(f32, f64) (f32)
+#else
+#define RF_K(f32, f64) (f64)
+#endif
+
+#define RF_LOG2E RF_K(0x1.715476p+0f, 0x1.71547652b82fep+0)
+#define RF_LN2_HI RF_K(0x1.62e430p-1f, 0x1.62e42fefa39efp-1)
+#define RF_LN2_LO RF_K(-0x1.05c610p-29f, 0x1.abc9e3b39803fp-56)
+
+/* m P(s r) for powers of two m and |s|: the coefficients take the factors, which rounds nothing.
+ * Pairs first, then Horner in r2 = r^2: the operations of Horner in r, half its latency. */
+RF_INLINE v_t FN(exp_poly)(v_t r, v_t r2, REAL m, REAL s) {
+#define RF_PAIR(m, c0, c1) v_fma(v_set1((m) * (c1) * s), r, v_set1((m) * (c0)))
+    const REAL s2 = s * s;
+#if RF_REAL_IS_F32
+    v_t p = v_set1(m * s2 * s2 * 0x1.6abe02p-10f);
+    p = v_fma(p, r2, RF_PAIR(m * s2, 0x1.555858p-5f, 0x1.123d86p-7f));
+    p = v_fma(p, r2, RF_PAIR(m, 0x1.fffffcp-2f, 0x1.55548cp-3f));
+#else
+    const REAL s4 = s2 * s2;
+    v_t p = RF_PAIR(m * s4 * s4, 0x1.28af18d2c86e2p-22, 0x1.adfb1d7992c7ep-26);
+    p = v_fma(p, r2, RF_PAIR(m * s4 * s2, 0x1.a0199865e36f0p-16, 0x1.71deea9a79f84p-19));
+    p = v_fma(p, r2, RF_PAIR(m * s4, 0x1.6c16c184b535dp-10, 0x1.a01a013d6b6a4p-13));
+    p = v_fma(p, r2, RF_PAIR(m * s2, 0x1.5555555550607p-5, 0x1.1111111124d4fp-7));
+    p = v_fma(p, r2, RF_PAIR(m, 0x1.000000000000ap-1, 0x1.5555555555503p-3));
+#endif
+    return p;
+#undef RF_PAIR
+}
+
+/* e^x. Overflow gives infinity, underflow is gradual (or 0 under FTZ). NaN passes v_min and v_max
+ * because it is their second argument. */
+RF_INLINE v_t FN(exp)(v_t x) {
+    const v_t magic = v_set1(V_POW2_MAGIC);
+    /* E1: beyond these bounds the result is 0 or infinity, and stays so at them. */
+    const v_t a = v_min(v_set1(RF_K(90.0f, 710.0)),
+                        v_max(v_set1(RF_K(-105.0f, -746.0)), x));
+    /* E2: n = rint(x / ln2), by adding 1.5 * 2^(p-1). */
+    const v_t n = v_sub(v_fma(a, v_set1(RF_LOG2E), magic), magic);
+    /* E3: r = x - n ln2. The first step is exact: the difference fits the significand. */
+    v_t r = v_fnma(n, v_set1(RF_LN2_HI), a);
+    r = v_fnma(n, v_set1(RF_LN2_LO), r);
+    /* E4: y = e^r - 1. */
+    const v_t r2 = v_mul(r, r);
+    const v_t y = v_fma(r2, FN(exp_poly)(r, r2, RF_K(1.0f, 1.0), RF_K(1.0f, 1.0)), r);
+    /* E5: 2^n (1 + y). */
+    return v_scale(v_add(v_set1(RF_K(1.0f, 1.0)), y), n);
+}
+
+/* 1 / (1 + e^-x) = 2^n / (2^n + e^-r), which needs no overflow of e^-x to reach 0: 2^n becomes 0
+ * where it leaves the range of normal numbers. */
+RF_INLINE v_t FN(sigmoid)(v_t x) {
+    const v_t magic = v_set1(V_POW2_MAGIC);
+    /* S1: beyond these bounds the result is 0 or 1, and stays so at them. */
+    const v_t a = v_min(v_set1(RF_K(88.0f, 709.0)), v_max(v_set1(RF_K(-88.0f, -709.0)), x));
+    /* S2: n = rint(x / ln2), 2^n. */
+    const v_t t = v_fma(a, v_set1(RF_LOG2E), magic);
+    const v_t n = v_sub(t, magic), scale = v_pow2_magic(t);
+    /* S3: r = x - n ln2. */
+    v_t r = v_fnma(n, v_set1(RF_LN2_HI), a);
+    r = v_fnma(n, v_set1(RF_LN2_LO), r);
+    /* S4: y = e^-r - 1 = r^2 P(-r) - r. */
+    const v_t r2 = v_mul(r, r);
+    const v_t y = v_fms(r2, FN(exp_poly)(r, r2, RF_K(1.0f, 1.0), RF_K(-1.0f, -1.0)), r);
+    /* S5: the sum 1 + 2^n waits for nothing, so only one addition follows y. */
+    return v_div(scale, v_add(v_add(v_set1(RF_K(1.0f, 1.0)), scale), y));
+}
+
+/* |x| < 0.55: x + x t Q(t), t = x^2. Else 1 - 2 / (1 + e^2|x|): there the result is above 1/2, so the
+ * error of the quotient counts half or less. */
+RF_INLINE v_t FN(tanh)(v_t x) {
+    const v_t magic = v_set1(V_POW2_MAGIC), half = v_set1(RF_K(0.5f, 0.5));
+    /* T1: tanh is odd; at the bound it is 1 in both dtypes. */
+    const v_t a = v_abs(x);
+    const v_t b = v_min(v_set1(RF_K(20.0f, 20.0)), a);
+    /* T2: n = rint(2 a / ln2), 2^n. */
+    const v_t u = v_fma(b, v_set1(2 * RF_LOG2E), magic);
+    const v_t n = v_sub(u, magic), scale = v_pow2_magic(u);
+    /* T3: r = a - n ln2 / 2. */
+    v_t r = v_fnma(n, v_set1(RF_LN2_HI / 2), b);
+    r = v_fnma(n, v_set1(RF_LN2_LO / 2), r);
+    /* T4: h = (e^2r - 1) / 2 = r + 2 r^2 P(2r). */
+    const v_t r2 = v_mul(r, r);
+    const v_t h = v_fma(r2, FN(exp_poly)(r, r2, RF_K(2.0f, 2.0), RF_K(2.0f, 2.0)), r);
+    /* T5: (1 + e^2a) / 2 = (1 + 2^n) / 2 + 2^n h; the first sum is exact up to 2^p. */
+    const v_t d = v_fma(scale, h, v_fma(half, scale, half));
+    const v_t large = v_sub(v_set1(RF_K(1.0f, 1.0)), v_div(v_set1(RF_K(1.0f, 1.0)), d));
+    /* T6: the odd polynomial. */
+    const v_t t = v_mul(a, a);
+#if RF_REAL_IS_F32
+    v_t q = v_fma(v_set1(0x1.0d5182p-6f), t, v_set1(-0x1.af7d38p-5f));
+    q = v_fma(q, t, v_set1(0x1.10cefcp-3f));
+    q = v_fma(q, t, v_set1(-0x1.555452p-2f));
+#else
+    v_t q = v_fma(v_set1(0x1.ac027be90d197p-15), t, v_set1(-0x1.b90a553113e50p-13));
+    q = v_fma(q, t, v_set1(0x1.2fa2a47ed2a8ap-11));
+    q = v_fma(q, t, v_set1(-0x1.7cf3c2f9be0cdp-10));
+    q = v_fma(q, t, v_set1(0x1.d6c61e56ece0cp-9));
+    q = v_fma(q, t, v_set1(-0x1.226ddd4e132bcp-7));
+    q = v_fma(q, t, v_set1(0x1.664f45c3217ebp-6));
+    q = v_fma(q, t, v_set1(-0x1.ba1ba1ad73698p-5));
+    q = v_fma(q, t, v_set1(0x1.11111111029b0p-3));
+    q = v_fma(q, t, v_set1(-0x1.555555555549ep-2));
+#endif
+    const v_t small = v_fma(v_mul(a, t), q, a);
+    /* T7: NaN takes the branch that carries it on. */
+    return v_withsign(v_select(v_lt(a, v_set1(RF_K(0.55f, 0.55))), small, large), x);
+}
+
+/* log(1 + f) - f for sqrt(1/2) - 1 <= f <= 1: with s = f / (2 + f) and z = s^2,
+ * log(1 + f) = 2 atanh(s) = 2 s + s R(z), and 2 s = f - s f turns the sum into f - f^2/2 + s (f^2/2 + R). */
+RF_INLINE v_t FN(log1p_tail)(v_t f) {
+    /* L1 */
+    const v_t s = v_div(f, v_add(v_set1(RF_K(2.0f, 2.0)), f));
+    const v_t z = v_mul(s, s);
+#if RF_REAL_IS_F32
+    v_t q = v_fma(v_set1(0x1.1eca3ep-2f), z, v_set1(0x1.1ec03cp-2f));
+    q = v_fma(q, z, v_set1(0x1.99d1ccp-2f));
+    q = v_fma(q, z, v_set1(0x1.555502p-1f));
+#else
+    v_t q = v_fma(v_set1(0x1.5e3952ee323a0p-3), z, v_set1(0x1.546d5c9a3da0ap-4));
+    q = v_fma(q, z, v_set1(0x1.f00382230fb1ap-4));
+    q = v_fma(q, z, v_set1(0x1.106682d1fa6b6p-3));
+    q = v_fma(q, z, v_set1(0x1.3b1de237729dcp-3));
+    q = v_fma(q, z, v_set1(0x1.745cb40340190p-3));
+    q = v_fma(q, z, v_set1(0x1.c71c741c605aap-3));
+    q = v_fma(q, z, v_set1(0x1.249249208c76ep-2));
+    q = v_fma(q, z, v_set1(0x1.99999999a074ep-2));
+    q = v_fma(q, z, v_set1(0x1.5555555555535p-1));
+#endif
+    /* L2 */
+    const v_t half_f2 = v_mul(v_mul(v_set1(RF_K(0.5f, 0.5)), f), f);
+    return v_fms(s, v_fma(q, z, half_f2), half_f2);
+}
+
+/* log(1 + e) for 0 <= e <= 1. */
+RF_INLINE v_t FN(log1p)(v_t e) { return v_add(e, FN(log1p_tail)(e)); }
+
+/* log(s) for s >= 1. */
+RF_INLINE REAL FN(log_pos)(REAL x) {
+    const v_t s = v_set1(x), one = v_set1(RF_K(1.0f, 1.0));
+    /* L3: s = 2^k m, sqrt(1/2) <= m < sqrt(2). */
+    v_t k = v_ilog2(s), m = v_mantissa(s);
+    const vm_t low = v_lt(m, v_set1(RF_K(0x1.6a09e6p+0f, 0x1.6a09e667f3bcdp+0)));
+    k = v_select(low, k, v_add(k, one));
+    m = v_select(low, m, v_mul(v_set1(RF_K(0.5f, 0.5)), m));
+    /* L4: k ln2 + log m, the small terms first. */
+    const v_t f = v_sub(m, one);
+    const v_t tail = v_fma(k, v_set1(RF_LN2_LO), FN(log1p_tail)(f));
+    const v_t log = v_fma(k, v_set1(RF_LN2_HI), v_add(f, tail));
+    /* L5: infinity and NaN are their own logarithms. */
+    return v_first(v_select(v_lt(s, v_set1((REAL)__builtin_inff())), log, s));
+}
+
+#undef RF_K
+#undef RF_LOG2E
+#undef RF_LN2_HI
+#undef RF_LN2_LO
