@@ -71,9 +71,10 @@ RF_INLINE int rf_flushing(void) {
 static __attribute__((noinline, unused)) double rf_soft_fma_f64(double a, double b, double c) {
     const double inf = __builtin_inf();
     /* Zeros (under DAZ the comparison takes denormals for zero) and non-finite operands: here
-     * plain arithmetic rounds at most once. A finite a * b must not meet an infinite c as inf. */
-    if (a == 0.0 || b == 0.0 || c == 0.0 || !(a < inf && a > -inf) || !(b < inf && b > -inf))
-        return a * b + c;
+     * plain arithmetic rounds at most once. A finite a * b must not meet an infinite c as inf, nor
+     * a zero c as a zero that underflow made. */
+    if (a == 0.0 || b == 0.0 || !(a < inf && a > -inf) || !(b < inf && b > -inf)) return a * b + c;
+    if (c == 0.0) return a * b;
     if (!(c < inf && c > -inf)) return c + c;
 
     int ea, eb, ec;
