@@ -107,7 +107,7 @@ def _like(result, *operands):
     return flushed(result) if any(isinstance(x, Flushed) for x in operands) else result
 
 
-# ---- the verbs of csrc/simd that NumPy lacks --------------------------------------------------------
+# ---- the verbs of csrc/simd that NumPy lacks -----------------------------------------------------
 
 
 def vmax(a, b):
@@ -292,7 +292,7 @@ def _pow2(t, k):
 
 
 def _exp_poly(r, r2, m, s, k):
-    """m P(s r) for powers of two m and |s|, P(r) = (e^r - 1 - r) / r^2; pairs, then Horner in r2."""
+    """m P(s r), P(r) = (e^r - 1 - r) / r^2, for powers of two m, |s|; pairs, then Horner in r2."""
     c = [k.dtype(m * s**i) * ci for i, ci in enumerate(k.exp)]
     if len(c) % 2:
         p = _like(np.full(r.shape, c.pop()), r)

@@ -1,0 +1,80 @@
+/* Which instruction sets this CPU (and its operating system) has, and the floating-point mode. */
+#include "rnnfast.h"
+#include "cpu.h"
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+
+int rf_cpu_has_fma(void) {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("fma") != 0;
+}
+int rf_cpu_has_avx2(void) {
+    return rf_cpu_has_fma() && __builtin_cpu_supports("avx2");
+}
+int rf_cpu_has_avx512(void) {
+    return rf_cpu_has_avx2() && __builtin_cpu_supports("avx512f") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl");
+}
+
+enum { FTZ_DAZ = 0x8040 };
+
+rf_fpmode rf_ftz_enter(void) {
+    unsigned before = _mm_getcsr();
+    if ((before & FTZ_DAZ) != FTZ_DAZ) _mm_setcsr(before | FTZ_DAZ);
+    return before;
+}
+rf_fpmode rf_ftz_keep(void) {
+    unsigned before = _mm_getcsr();
+    if (before & FTZ_DAZ) _mm_setcsr(before & ~(unsigned)FTZ_DAZ);
+    return before;
+}
+/* Only the two mode bits go back: the exception flags raised meanwhile are the caller's to see,
+ * as after any arithmetic. */
+void rf_ftz_leave(rf_fpmode before) {
+    unsigned now = _mm_getcsr();
+    unsigned want = (now & ~(unsigned)FTZ_DAZ) | ((unsigned)before & FTZ_DAZ);
+    if (now != want) _mm_setcsr(want);
+}
+
+#elif defined(__aarch64__)
+
+int rf_cpu_has_fma(void) { return 0; } /* the scalar build has it already */
+int rf_cpu_has_avx2(void) { return 0; }
+int rf_cpu_has_avx512(void) { return 0; }
+
+static const uint64_t FZ = (uint64_t)1 << 24;
+
+static uint64_t get_fpcr(void) {
+    uint64_t r;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(r));
+    return r;
+}
+static void set_fpcr(uint64_t r) { __asm__ volatile("msr fpcr, %0" : : "r"(r)); }
+
+rf_fpmode rf_ftz_enter(void) {
+    uint64_t before = get_fpcr();
+    if (!(before & FZ)) set_fpcr(before | FZ);
+    return before;
+}
+rf_fpmode rf_ftz_keep(void) {
+    uint64_t before = get_fpcr();
+    if (before & FZ) set_fpcr(before & ~FZ);
+    return before;
+}
+void rf_ftz_leave(rf_fpmode before) {
+    uint64_t now = get_fpcr(), want = (now & ~FZ) | (before & FZ);
+    if (now != want) set_fpcr(want);
+}
+
+#else
+
+int rf_cpu_has_fma(void) { return 0; }
+int rf_cpu_has_avx2(void) { return 0; }
+int rf_cpu_has_avx512(void) { return 0; }
+rf_fpmode rf_ftz_enter(void) { return 0; }
+rf_fpmode rf_ftz_keep(void) { return 0; }
+void rf_ftz_leave(rf_fpmode before) { (void)before; }
+
+#endif

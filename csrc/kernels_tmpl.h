@@ -1,0 +1,780 @@
+/* The bodies of all kernels, once. Included per dtype and per ISA after a simd/vec_*.h; written in
+ * its verbs only, so every instantiation does the same operations on each element in the same
+ * order and gives the same bits. Labels (F1.., B1..) as in docs/math.md and reference/. */
+
+#include "elementary_tmpl.h"
+
+#define KN(name) FN(k_##name)
+
+/* Row reductions use LANES interleaved partial sums on every ISA, whatever its vector length:
+ * lane l sums elements l, l + LANES, ...; then halves are added until one is left. */
+#ifndef RF_LANES
+#define RF_LANES 16
+#endif
+enum { FN(accs) = RF_LANES / VL };
+
+/* EACH runs its body for j = 0, VL, 2 VL, ... with LD/ST of whole vectors, then once more for a
+ * tail of w < VL elements. `full` is a compile-time constant in both copies. */
+#ifndef EACH
+#define EACH(n, ...)                                   \
+    do {                                               \
+        ptrdiff_t j = 0;                               \
+        for (; j + VL <= (n); j += VL) {               \
+            enum { full = 1 };                         \
+            const ptrdiff_t w = VL;                    \
+            (void)w;                                   \
+            __VA_ARGS__                                \
+        }                                              \
+        if (j < (n)) {                                 \
+            enum { full = 0 };                         \
+            const ptrdiff_t w = (n) - j;               \
+            __VA_ARGS__                                \
+        }                                              \
+    } while (0)
+#define LD(p) (full ? v_load((p) + j) : v_loadn((p) + j, w))
+#define ST(p, v)                               \
+    do {                                       \
+        if (full) v_store((p) + j, (v));       \
+        else v_storen((p) + j, w, (v));        \
+    } while (0)
+#endif
+
+/* ---- activations: value and derivative, the derivative from the value ----------------------- */
+
+RF_INLINE v_t FN(clip01)(v_t x) { return v_min(v_set1(1), v_max(v_zero(), x)); }
+
+RF_INLINE v_t FN(relu)(v_t x) { return v_max(v_zero(), x); } /* NaN stays NaN */
+
+RF_INLINE v_t FN(act)(rf_act f, v_t x) {
+    switch (f.kind) {
+    case RF_SIGMOID: return FN(sigmoid)(x);
+    case RF_TANH: return FN(tanh)(x);
+    case RF_RELU: return FN(relu)(x);
+    default: return FN(clip01)(v_fma(v_set1((REAL)f.alpha), x, v_set1((REAL)f.beta)));
+    }
+}
+
+RF_INLINE v_t FN(d_sigmoid)(v_t y) { return v_fnma(y, y, y); }
+RF_INLINE v_t FN(d_tanh)(v_t y) { return v_fnma(y, y, v_set1(1)); }
+
+RF_INLINE v_t FN(d_act)(rf_act f, v_t y) {
+    const v_t zero = v_zero(), one = v_set1(1);
+    switch (f.kind) {
+    case RF_SIGMOID: return FN(d_sigmoid)(y);
+    case RF_TANH: return FN(d_tanh)(y);
+    case RF_RELU: return v_select(v_lt(zero, y), one, zero);
+    default:
+        return v_select(v_lt(zero, y), v_select(v_lt(y, one), v_set1((REAL)f.alpha), zero), zero);
+    }
+}
+
+/* ---- element-wise --------------------------------------------------------------------------- */
+
+#define RF_UNARY(name, function)                                          \
+    static void KN(name)(ptrdiff_t n, const REAL *x, REAL *y) {           \
+        EACH(n, { ST(y, function(LD(x))); });                             \
+    }
+RF_UNARY(exp, FN(exp))
+RF_UNARY(tanh, FN(tanh))
+RF_UNARY(sigmoid, FN(sigmoid))
+RF_UNARY(relu, FN(relu))
+RF_UNARY(log1p, FN(log1p))
+#undef RF_UNARY
+
+static void KN(tanh_backward)(ptrdiff_t n, const REAL *y, const REAL *dy, REAL *dx) {
+    EACH(n, { ST(dx, v_mul(LD(dy), FN(d_tanh)(LD(y)))); });
+}
+static void KN(sigmoid_backward)(ptrdiff_t n, const REAL *y, const REAL *dy, REAL *dx) {
+    EACH(n, { ST(dx, v_mul(LD(dy), FN(d_sigmoid)(LD(y)))); });
+}
+static void KN(relu_backward)(ptrdiff_t n, const REAL *y, const REAL *dy, REAL *dx) {
+    EACH(n, { ST(dx, v_select(v_lt(v_zero(), LD(y)), LD(dy), v_zero())); });
+}
+
+static void KN(add)(ptrdiff_t n, const REAL *x, REAL *y) {
+    EACH(n, { ST(y, v_add(LD(y), LD(x))); });
+}
+static void KN(axpy)(ptrdiff_t n, REAL alpha, const REAL *x, REAL *y) {
+    const v_t a = v_set1(alpha);
+    EACH(n, { ST(y, v_fma(a, LD(x), LD(y))); });
+}
+static void KN(scale)(ptrdiff_t n, REAL alpha, REAL *x) {
+    const v_t a = v_set1(alpha);
+    EACH(n, { ST(x, v_mul(a, LD(x))); });
+}
+
+RF_INLINE v_t FN(clamp)(v_t limit, v_t x) {
+    return v_min(limit, v_max(v_neg(limit), x));
+}
+static void KN(clamp)(ptrdiff_t n, REAL limit, REAL *x) {
+    const v_t l = v_set1(limit);
+    EACH(n, { ST(x, FN(clamp)(l, LD(x))); });
+}
+
+static double KN(max_abs)(ptrdiff_t n, const REAL *x) {
+    v_t most = v_zero(), nan = v_zero();
+    REAL lanes[VL], bad[VL], top = 0;
+    EACH(n, {
+        const v_t v = v_abs(LD(x));
+        nan = v_select(v_isnan(v), v, nan);
+        most = v_max(v, most);
+    });
+    v_store(lanes, most);
+    v_store(bad, nan);
+    for (int l = 0; l < VL; l++) {
+        if (bad[l] != bad[l]) return (double)bad[l];
+        if (lanes[l] > top) top = lanes[l];
+    }
+    return (double)top;
+}
+
+/* Plain C in float64 for both dtypes: the order is the sixteen sums written here, which the
+ * compiler may vectorise but not change. */
+static double KN(sum_squares)(ptrdiff_t n, double alpha, const REAL *x) {
+    double acc[RF_LANES] = {0};
+    ptrdiff_t j = 0;
+    for (; j + RF_LANES <= n; j += RF_LANES)
+        for (int l = 0; l < RF_LANES; l++) {
+            double v = alpha * (double)x[j + l];
+            acc[l] += v * v;
+        }
+    for (int l = 0; j + l < n; l++) {
+        double v = alpha * (double)x[j + l];
+        acc[l] += v * v;
+    }
+    for (int half = RF_LANES / 2; half; half /= 2)
+        for (int l = 0; l < half; l++) acc[l] += acc[l + half];
+    return acc[0];
+}
+
+static void KN(column_sum)(ptrdiff_t N, ptrdiff_t H, const REAL *a, ptrdiff_t lda, REAL *out) {
+    EACH(H, {
+        v_t s = LD(out);
+        for (ptrdiff_t i = 0; i < N; i++) s = v_add(s, LD(a + i * lda));
+        ST(out, s);
+    });
+}
+static void KN(column_dot)(ptrdiff_t N, ptrdiff_t H, const REAL *a, ptrdiff_t lda, const REAL *b,
+                           ptrdiff_t ldb, REAL *out) {
+    EACH(H, {
+        v_t s = LD(out);
+        for (ptrdiff_t i = 0; i < N; i++) s = v_fma(LD(a + i * lda), LD(b + i * ldb), s);
+        ST(out, s);
+    });
+}
+
+/* ---- RNN ------------------------------------------------------------------------------------ */
+
+static void KN(rnn_forward)(ptrdiff_t B, ptrdiff_t H, rf_act act, const REAL *a, REAL *h, REAL *y,
+                            ptrdiff_t ldy) {
+    for (ptrdiff_t b = 0; b < B; b++, a += H, h += H, y += y ? ldy : 0)
+        EACH(H, {
+            const v_t v = FN(act)(act, LD(a)); /* F3 */
+            ST(h, v);
+            if (y) ST(y, v);
+        });
+}
+static void KN(rnn_backward)(ptrdiff_t B, ptrdiff_t H, rf_act act, const REAL *h, const REAL *dh,
+                             const REAL *dy, ptrdiff_t ldy, REAL *da) {
+    for (ptrdiff_t b = 0; b < B; b++, h += H, dh += H, da += H, dy += dy ? ldy : 0)
+        EACH(H, {
+            v_t d = LD(dh); /* B1 */
+            if (dy) d = v_add(d, LD(dy));
+            ST(da, v_mul(d, FN(d_act)(act, LD(h)))); /* B2 */
+        });
+}
+
+/* ---- LSTM ----------------------------------------------------------------------------------- */
+
+RF_INLINE void FN(lstm_forward_rows)(ptrdiff_t B, ptrdiff_t H, const rf_lstm opt, REAL *a,
+                                            const REAL *peep, REAL *c, REAL *tanh_c, REAL *h,
+                                            REAL *y, ptrdiff_t ldy) {
+    const ptrdiff_t G = opt.coupled ? 3 : 4;
+    const v_t limit = v_set1((REAL)opt.clip);
+    for (ptrdiff_t b = 0; b < B; b++) {
+        REAL *ai = a, *af = a + H, *ag = a + (G - 2) * H, *ao = a + (G - 1) * H;
+        EACH(H, {
+            const v_t cp = LD(c);
+            v_t zi = LD(ai);
+            if (peep) zi = v_fma(LD(peep), cp, zi);
+            const v_t i = FN(act)(opt.gate, zi); /* F3 */
+            v_t f;
+            if (opt.coupled) {
+                f = v_sub(v_set1(1), i);
+            } else {
+                v_t zf = LD(af);
+                if (peep) zf = v_fma(LD(peep + H), cp, zf);
+                f = FN(act)(opt.gate, zf);
+            }
+            const v_t g = FN(tanh)(LD(ag));
+            v_t cn = v_fma(f, cp, v_mul(i, g)); /* F4 */
+            if (opt.clip > 0) cn = FN(clamp)(limit, cn);
+            v_t zo = LD(ao);
+            if (peep) zo = v_fma(LD(peep + 2 * H), cn, zo);
+            const v_t o = FN(act)(opt.gate, zo);
+            ST(c, cn);
+            if (tanh_c || !h) { /* what BPTT or a deferred F5 needs */
+                ST(ai, i);
+                if (!opt.coupled) ST(af, f);
+                ST(ag, g);
+                ST(ao, o);
+            }
+            if (h) {
+                const v_t tc = FN(tanh)(cn); /* F5 */
+                const v_t hn = v_mul(o, tc);
+                if (tanh_c) ST(tanh_c, tc);
+                ST(h, hn);
+                if (y) ST(y, hn);
+            }
+        });
+        a += G * H, c += H;
+        if (h) h += H;
+        if (tanh_c) tanh_c += H;
+        if (y) y += ldy;
+    }
+}
+
+RF_INLINE int FN(lstm_is_plain)(const rf_lstm *opt, const REAL *peep) {
+    return opt->gate.kind == RF_SIGMOID && !opt->coupled && !(opt->clip > 0) && !peep;
+}
+
+/* The plain LSTM is compiled with its options as constants, the variants share one body. */
+static void KN(lstm_forward)(ptrdiff_t B, ptrdiff_t H, const rf_lstm *opt, REAL *a,
+                             const REAL *peephole, REAL *c, REAL *tanh_c, REAL *h, REAL *y,
+                             ptrdiff_t ldy) {
+    const rf_lstm plain = {{RF_SIGMOID, 0, 0}, 0, 0};
+    if (FN(lstm_is_plain)(opt, peephole) && h)
+        FN(lstm_forward_rows)(B, H, plain, a, NULL, c, tanh_c, h, y, ldy);
+    else
+        FN(lstm_forward_rows)(B, H, *opt, a, peephole, c, tanh_c, h, y, ldy);
+}
+
+static void KN(lstm_output)(ptrdiff_t B, ptrdiff_t H, const rf_lstm *opt, const REAL *gates,
+                            const REAL *c, REAL *tanh_c, REAL *h, REAL *y, ptrdiff_t ldy) {
+    const ptrdiff_t G = opt->coupled ? 3 : 4;
+    for (ptrdiff_t b = 0; b < B; b++) {
+        const REAL *o = gates + (b * G + G - 1) * H;
+        EACH(H, {
+            const v_t tc = FN(tanh)(LD(c)); /* F5 */
+            const v_t hn = v_mul(LD(o), tc);
+            ST(tanh_c, tc);
+            ST(h, hn);
+            if (y) ST(y, hn);
+        });
+        c += H, tanh_c += H, h += H;
+        if (y) y += ldy;
+    }
+}
+
+RF_INLINE void FN(lstm_backward_rows)(ptrdiff_t B, ptrdiff_t H, const rf_lstm opt,
+                                             const REAL *gates, const REAL *peep,
+                                             const REAL *c_prev, const REAL *tanh_c,
+                                             const REAL *c, const REAL *dh, const REAL *dy,
+                                             ptrdiff_t ldy, const REAL *dcn, REAL *dc, REAL *da) {
+    const ptrdiff_t G = opt.coupled ? 3 : 4;
+    const v_t limit = v_set1((REAL)opt.clip), zero = v_zero();
+    for (ptrdiff_t b = 0; b < B; b++) {
+        const REAL *gi = gates, *gf = gates + H, *gg = gates + (G - 2) * H,
+                   *go = gates + (G - 1) * H;
+        REAL *dai = da, *daf = da + H, *dag = da + (G - 2) * H, *dao = da + (G - 1) * H;
+        EACH(H, {
+            v_t d = LD(dh); /* B1 */
+            if (dy) d = v_add(d, LD(dy));
+            const v_t i = LD(gi);
+            const v_t f = opt.coupled ? v_sub(v_set1(1), i) : LD(gf);
+            const v_t g = LD(gg);
+            const v_t o = LD(go);
+            const v_t tc = LD(tanh_c);
+            const v_t cp = LD(c_prev);
+            const v_t zo = v_mul(v_mul(d, tc), FN(d_act)(opt.gate, o)); /* B2 */
+            v_t e = LD(dc);                                               /* B3 */
+            if (dcn) e = v_add(e, LD(dcn));
+            else e = v_fma(v_mul(d, o), FN(d_tanh)(tc), e);
+            if (peep) e = v_fma(zo, LD(peep + 2 * H), e);
+            if (opt.clip > 0) e = v_select(v_lt(v_abs(LD(c)), limit), e, zero);
+            v_t zi; /* B4 */
+            v_t zf;
+            if (opt.coupled) {
+                zi = v_mul(v_mul(e, v_sub(g, cp)), FN(d_act)(opt.gate, i));
+                zf = zero;
+            } else {
+                zi = v_mul(v_mul(e, g), FN(d_act)(opt.gate, i));
+                zf = v_mul(v_mul(e, cp), FN(d_act)(opt.gate, f));
+                ST(daf, zf);
+            }
+            const v_t zg = v_mul(v_mul(e, i), FN(d_tanh)(g));
+            ST(dai, zi);
+            ST(dag, zg);
+            ST(dao, zo);
+            e = v_mul(e, f); /* B5 */
+            if (peep) {
+                e = v_fma(zi, LD(peep), e);
+                if (!opt.coupled) e = v_fma(zf, LD(peep + H), e);
+            }
+            ST(dc, e);
+        });
+        gates += G * H, c_prev += H, tanh_c += H, dh += H, dc += H, da += G * H;
+        if (c) c += H;
+        if (dy) dy += ldy;
+        if (dcn) dcn += H;
+    }
+}
+
+static void KN(lstm_backward)(ptrdiff_t B, ptrdiff_t H, const rf_lstm *opt, const REAL *gates,
+                              const REAL *peephole, const REAL *c_prev, const REAL *tanh_c,
+                              const REAL *c, const REAL *dh, const REAL *dy, ptrdiff_t ldy,
+                              const REAL *dcn, REAL *dc, REAL *da) {
+    const rf_lstm plain = {{RF_SIGMOID, 0, 0}, 0, 0};
+    if (FN(lstm_is_plain)(opt, peephole) && !dcn)
+        FN(lstm_backward_rows)(B, H, plain, gates, NULL, c_prev, tanh_c, NULL, dh, dy, ldy, NULL,
+                               dc, da);
+    else
+        FN(lstm_backward_rows)(B, H, *opt, gates, peephole, c_prev, tanh_c, c, dh, dy, ldy, dcn,
+                               dc, da);
+}
+
+static void KN(lstm_output_backward)(ptrdiff_t B, ptrdiff_t H, const rf_lstm *opt,
+                                     const REAL *gates, const REAL *tanh_c, const REAL *dh,
+                                     const REAL *dy, ptrdiff_t ldy, REAL *dcn) {
+    const ptrdiff_t G = opt->coupled ? 3 : 4;
+    for (ptrdiff_t b = 0; b < B; b++) {
+        const REAL *o = gates + (b * G + G - 1) * H;
+        EACH(H, {
+            v_t d = LD(dh);
+            if (dy) d = v_add(d, LD(dy));
+            ST(dcn, v_mul(v_mul(d, LD(o)), FN(d_tanh)(LD(tanh_c))));
+        });
+        tanh_c += H, dh += H, dcn += H;
+        if (dy) dy += ldy;
+    }
+}
+
+/* ---- GRU ------------------------------------------------------------------------------------ */
+
+/* F5 of both variants: h = n + z (h - n) */
+RF_INLINE v_t FN(gru_mix)(v_t z, v_t h, v_t n) { return v_fma(z, v_sub(h, n), n); }
+
+RF_INLINE void FN(gru_forward_rows)(ptrdiff_t B, ptrdiff_t H, const rf_act gate, REAL *a,
+                                           const REAL *ax, REAL *u, REAL *h, REAL *y,
+                                           ptrdiff_t ldy) {
+    for (ptrdiff_t b = 0; b < B; b++) {
+        REAL *ar = a, *az = a + H, *an = a + 2 * H;
+        const REAL *axn = ax + 2 * H;
+        EACH(H, {
+            const v_t un = LD(an);
+            const v_t r = FN(act)(gate, LD(ar)); /* F3 */
+            const v_t z = FN(act)(gate, LD(az));
+            const v_t n = FN(tanh)(v_fma(r, un, LD(axn))); /* F4 */
+            const v_t hn = FN(gru_mix)(z, LD(h), n);       /* F5 */
+            if (u) {
+                ST(u, un);
+                ST(ar, r);
+                ST(az, z);
+                ST(an, n);
+            }
+            ST(h, hn);
+            if (y) ST(y, hn);
+        });
+        a += 3 * H, ax += 3 * H, h += H;
+        if (u) u += H;
+        if (y) y += ldy;
+    }
+}
+static void KN(gru_forward)(ptrdiff_t B, ptrdiff_t H, rf_act gate, REAL *a, const REAL *ax, REAL *u,
+                            REAL *h, REAL *y, ptrdiff_t ldy) {
+    const rf_act sigmoid = {RF_SIGMOID, 0, 0};
+    if (gate.kind == RF_SIGMOID) FN(gru_forward_rows)(B, H, sigmoid, a, ax, u, h, y, ldy);
+    else FN(gru_forward_rows)(B, H, gate, a, ax, u, h, y, ldy);
+}
+
+static void KN(gru_backward)(ptrdiff_t B, ptrdiff_t H, rf_act gate, const REAL *gates, const REAL *u,
+                             const REAL *h_prev, REAL *dh, const REAL *dy, ptrdiff_t ldy, REAL *dax,
+                             REAL *dah) {
+    const v_t one = v_set1(1);
+    for (ptrdiff_t b = 0; b < B; b++) {
+        const REAL *gr = gates, *gz = gates + H, *gn = gates + 2 * H;
+        REAL *xr = dax, *xz = dax + H, *xn = dax + 2 * H;
+        REAL *hr = dah, *hz = dah + H, *hn = dah + 2 * H;
+        EACH(H, {
+            v_t d = LD(dh); /* B1 */
+            if (dy) d = v_add(d, LD(dy));
+            const v_t r = LD(gr);
+            const v_t z = LD(gz);
+            const v_t n = LD(gn);
+            const v_t an = v_mul(v_mul(d, v_sub(one, z)), FN(d_tanh)(n)); /* B2 */
+            const v_t az = v_mul(v_mul(d, v_sub(LD(h_prev), n)), FN(d_act)(gate, z));
+            const v_t ar = v_mul(v_mul(an, LD(u)), FN(d_act)(gate, r)); /* B3 */
+            ST(xr, ar);
+            ST(xz, az);
+            ST(xn, an);
+            ST(hr, ar);
+            ST(hz, az);
+            ST(hn, v_mul(an, r));
+            ST(dh, v_mul(d, z)); /* B4 */
+        });
+        gates += 3 * H, u += H, h_prev += H, dh += H, dax += 3 * H, dah += 3 * H;
+        if (dy) dy += ldy;
+    }
+}
+
+static void KN(gru_before_gates)(ptrdiff_t B, ptrdiff_t H, rf_act gate, REAL *a, const REAL *h,
+                                 REAL *rh) {
+    for (ptrdiff_t b = 0; b < B; b++, a += 3 * H, h += H, rh += H) {
+        REAL *ar = a, *az = a + H;
+        EACH(H, {
+            const v_t r = FN(act)(gate, LD(ar)); /* F3 */
+            ST(ar, r);
+            ST(az, FN(act)(gate, LD(az)));
+            ST(rh, v_mul(r, LD(h)));
+        });
+    }
+}
+static void KN(gru_before_output)(ptrdiff_t B, ptrdiff_t H, REAL *a, REAL *h, REAL *y,
+                                  ptrdiff_t ldy) {
+    for (ptrdiff_t b = 0; b < B; b++, a += 3 * H, h += H, y += y ? ldy : 0) {
+        REAL *az = a + H, *an = a + 2 * H;
+        EACH(H, {
+            const v_t n = FN(tanh)(LD(an)); /* F4 */
+            const v_t hn = FN(gru_mix)(LD(az), LD(h), n); /* F5 */
+            ST(an, n);
+            ST(h, hn);
+            if (y) ST(y, hn);
+        });
+    }
+}
+static void KN(gru_before_backward_output)(ptrdiff_t B, ptrdiff_t H, rf_act gate, const REAL *gates,
+                                           const REAL *h_prev, REAL *dh, const REAL *dy,
+                                           ptrdiff_t ldy, REAL *da) {
+    const v_t one = v_set1(1);
+    for (ptrdiff_t b = 0; b < B; b++) {
+        const REAL *gz = gates + H, *gn = gates + 2 * H;
+        REAL *az = da + H, *an = da + 2 * H;
+        EACH(H, {
+            v_t d = LD(dh); /* B1 */
+            if (dy) d = v_add(d, LD(dy));
+            const v_t z = LD(gz);
+            const v_t n = LD(gn);
+            ST(an, v_mul(v_mul(d, v_sub(one, z)), FN(d_tanh)(n))); /* B2 */
+            ST(az, v_mul(v_mul(d, v_sub(LD(h_prev), n)), FN(d_act)(gate, z)));
+            ST(dh, v_mul(d, z)); /* B4 */
+        });
+        gates += 3 * H, h_prev += H, dh += H, da += 3 * H;
+        if (dy) dy += ldy;
+    }
+}
+static void KN(gru_before_backward_gates)(ptrdiff_t B, ptrdiff_t H, rf_act gate, const REAL *gates,
+                                          const REAL *h_prev, const REAL *drh, REAL *dh, REAL *da) {
+    for (ptrdiff_t b = 0; b < B; b++, gates += 3 * H, h_prev += H, drh += H, dh += H, da += 3 * H)
+        EACH(H, {
+            const v_t r = LD(gates);
+            const v_t q = LD(drh);
+            ST(da, v_mul(v_mul(q, LD(h_prev)), FN(d_act)(gate, r))); /* B3 */
+            ST(dh, v_fma(q, r, LD(dh)));
+        });
+}
+
+/* ---- rows ----------------------------------------------------------------------------------- */
+
+typedef struct {
+    v_t a[FN(accs)];
+} FN(lanes);
+
+RF_INLINE FN(lanes) FN(lanes_zero)(void) {
+    FN(lanes) s;
+    for (int k = 0; k < FN(accs); k++) s.a[k] = v_zero();
+    return s;
+}
+RF_INLINE REAL FN(lanes_sum)(const FN(lanes) * s) {
+    REAL t[RF_LANES];
+    for (int k = 0; k < FN(accs); k++) v_store(t + k * VL, s->a[k]);
+    for (int half = RF_LANES / 2; half; half /= 2)
+        for (int l = 0; l < half; l++) t[l] = t[l] + t[l + half];
+    return t[0];
+}
+
+/* Runs its body for every vector of a row, with s.a[k] the accumulator of its lanes. A partial
+ * vector's missing lanes load as 0; EXTRA must map them to 0 again before they are added. */
+#ifndef EACH_LANE
+#define EACH_LANE(n, ...)                                              \
+    do {                                                               \
+        ptrdiff_t j = 0;                                               \
+        for (; j + RF_LANES <= (n);)                                   \
+            for (int k = 0; k < FN(accs); k++, j += VL) {              \
+                enum { full = 1 };                                     \
+                const ptrdiff_t w = VL;                                \
+                (void)w;                                               \
+                __VA_ARGS__                                            \
+            }                                                          \
+        for (int k = 0; j < (n); k++, j += VL) {                       \
+            if (j + VL <= (n)) {                                       \
+                enum { full = 1 };                                     \
+                const ptrdiff_t w = VL;                                \
+                (void)w;                                               \
+                __VA_ARGS__                                            \
+            } else {                                                   \
+                enum { full = 0 };                                     \
+                const ptrdiff_t w = (n) - j;                           \
+                __VA_ARGS__                                            \
+            }                                                          \
+        }                                                              \
+    } while (0)
+#endif
+
+/* Zeros in the lanes past w: for values that are not 0 where their inputs are padding. */
+RF_INLINE v_t FN(keep)(v_t v, ptrdiff_t w) {
+    REAL t[VL];
+    v_store(t, v);
+    for (ptrdiff_t l = w; l < VL; l++) t[l] = 0;
+    return v_load(t);
+}
+
+RF_INLINE REAL FN(row_max)(ptrdiff_t n, const REAL *x) {
+    REAL lanes[VL], most = x[0];
+    v_t m = v_set1(x[0]);
+    ptrdiff_t j = 0;
+    for (; j + VL <= n; j += VL) m = v_max(v_load(x + j), m);
+    v_store(lanes, m);
+    for (int l = 0; l < VL; l++) most = lanes[l] > most ? lanes[l] : most;
+    for (; j < n; j++) most = x[j] > most ? x[j] : most;
+    return most;
+}
+
+/* e = exp(z - max), returns their sum; e NULL: the sum alone. e may be z. */
+RF_INLINE REAL FN(row_exp)(ptrdiff_t n, const REAL *z, REAL most, REAL *e) {
+    const v_t m = v_set1(most);
+    FN(lanes) s = FN(lanes_zero)();
+    EACH_LANE(n, {
+        v_t v = FN(exp)(v_sub(LD(z), m));
+        if (e) ST(e, v);
+        if (!full) v = FN(keep)(v, w);
+        s.a[k] = v_add(s.a[k], v);
+    });
+    return FN(lanes_sum)(&s);
+}
+
+static void KN(layer_norm_forward)(ptrdiff_t B, ptrdiff_t n, REAL eps, const REAL *x,
+                                   const REAL *gain, const REAL *bias, REAL *xhat, REAL *rstd,
+                                   REAL *y, int accumulate) {
+    const REAL size = (REAL)n;
+    for (ptrdiff_t b = 0; b < B; b++, x += n, xhat += n, y += n) {
+        FN(lanes) s = FN(lanes_zero)(), q = FN(lanes_zero)();
+        EACH_LANE(n, { s.a[k] = v_add(s.a[k], LD(x)); });
+        const v_t mean = v_set1(FN(lanes_sum)(&s) / size); /* N1 */
+        EACH_LANE(n, {
+            v_t v = v_sub(LD(x), mean);
+            if (!full) v = FN(keep)(v, w);
+            q.a[k] = v_fma(v, v, q.a[k]);
+        });
+        REAL lane[VL];
+        v_store(lane, v_div(v_set1(1), v_sqrt(v_set1(FN(lanes_sum)(&q) / size + eps)))); /* N2 */
+        rstd[b] = lane[0];
+        const v_t scale = v_set1(lane[0]);
+        EACH(n, {
+            const v_t v = v_mul(v_sub(LD(x), mean), scale); /* N3 */
+            const v_t first = accumulate ? (bias ? v_add(LD(y), LD(bias)) : LD(y))
+                                         : (bias ? LD(bias) : v_zero());
+            ST(xhat, v);
+            ST(y, v_fma(LD(gain), v, first)); /* N4 */
+        });
+    }
+}
+static void KN(layer_norm_backward)(ptrdiff_t B, ptrdiff_t n, const REAL *dy, const REAL *gain,
+                                    const REAL *xhat, const REAL *rstd, REAL *dx) {
+    const REAL size = (REAL)n;
+    for (ptrdiff_t b = 0; b < B; b++, dy += n, xhat += n, dx += n) {
+        FN(lanes) s = FN(lanes_zero)(), q = FN(lanes_zero)();
+        EACH_LANE(n, {
+            const v_t g = v_mul(LD(dy), LD(gain));
+            s.a[k] = v_add(s.a[k], g);
+            q.a[k] = v_fma(g, LD(xhat), q.a[k]);
+        });
+        const v_t mean = v_set1(FN(lanes_sum)(&s) / size); /* NB1 */
+        const v_t dot = v_set1(FN(lanes_sum)(&q) / size);  /* NB2 */
+        const v_t scale = v_set1(rstd[b]);
+        EACH(n, {
+            const v_t g = v_mul(LD(dy), LD(gain));
+            ST(dx, v_mul(scale, v_fnma(LD(xhat), dot, v_sub(g, mean)))); /* NB3 */
+        });
+    }
+}
+
+static void KN(softmax)(ptrdiff_t N, ptrdiff_t V, const REAL *z, REAL *p) {
+    if (V == 0) return;
+    for (ptrdiff_t i = 0; i < N; i++, z += V, p += V) {
+        const REAL s = FN(row_exp)(V, z, FN(row_max)(V, z), p);
+        const v_t sum = v_set1(s);
+        EACH(V, { ST(p, v_div(LD(p), sum)); });
+    }
+}
+
+static double KN(softmax_cross_entropy)(ptrdiff_t N, ptrdiff_t V, const REAL *z, const int64_t *y,
+                                        REAL eps, const REAL *scale, const double *weight,
+                                        REAL *loss, REAL *dz) {
+    double total = 0;
+    for (ptrdiff_t i = 0; i < N; i++, z += V, dz += dz ? V : 0) {
+        if (y[i] < 0) {
+            loss[i] = 0;
+            if (dz) memset(dz, 0, (size_t)V * sizeof *dz);
+            continue;
+        }
+        const REAL most = FN(row_max)(V, z);   /* S1 */
+        const REAL zy = z[y[i]] - most;
+        REAL all = 0;
+        if (eps > 0) {
+            const v_t m = v_set1(most);
+            FN(lanes) t = FN(lanes_zero)();
+            EACH_LANE(V, {
+                v_t v = v_sub(LD(z), m);
+                if (!full) v = FN(keep)(v, w);
+                t.a[k] = v_add(t.a[k], v);
+            });
+            all = FN(lanes_sum)(&t);
+        }
+        const REAL s = FN(row_exp)(V, z, most, dz); /* S2 */
+        const REAL lse = FN(log_pos)(s);
+        loss[i] = lse - zy;                         /* S3 */
+        if (eps > 0) loss[i] = ((REAL)1 - eps) * loss[i] + eps * (lse - all / (REAL)V);
+        total += (weight ? weight[i] : 1.0) * (double)loss[i];
+        if (dz) {
+            const v_t r = v_set1(scale[i] / s); /* S4 */
+            const v_t off = v_set1(eps > 0 ? eps / (REAL)V * scale[i] : 0);
+            EACH(V, { ST(dz, v_fms(LD(dz), r, off)); });
+            dz[y[i]] = dz[y[i]] - ((REAL)1 - eps) * scale[i]; /* S5 */
+        }
+    }
+    return total;
+}
+
+static double KN(sigmoid_cross_entropy)(ptrdiff_t N, ptrdiff_t V, const REAL *z, const REAL *t,
+                                        REAL scale, REAL *loss, REAL *dz) {
+    const v_t zero = v_zero(), factor = v_set1(scale);
+    double total = 0;
+    for (ptrdiff_t i = 0; i < N; i++, z += V, t += V, dz += dz ? V : 0) {
+        FN(lanes) s = FN(lanes_zero)();
+        EACH_LANE(V, {
+            const v_t x = LD(z);
+            const v_t y = LD(t);
+            const v_t soft = FN(log1p)(FN(exp)(v_neg(v_abs(x))));
+            v_t l = v_add(v_fnma(x, y, v_max(zero, x)), soft); /* E1 */
+            if (!full) l = FN(keep)(l, w);
+            s.a[k] = v_add(s.a[k], l);
+            if (dz) ST(dz, v_mul(v_sub(FN(sigmoid)(x), y), factor)); /* E2 */
+        });
+        loss[i] = FN(lanes_sum)(&s);
+        total += (double)loss[i];
+    }
+    return total;
+}
+
+static double KN(quadratic_error)(ptrdiff_t N, ptrdiff_t V, const REAL *y, const REAL *t,
+                                  REAL scale, REAL *loss, REAL *dy) {
+    const v_t factor = v_set1(scale);
+    double total = 0;
+    for (ptrdiff_t i = 0; i < N; i++, y += V, t += V, dy += dy ? V : 0) {
+        FN(lanes) s = FN(lanes_zero)();
+        EACH_LANE(V, {
+            const v_t e = v_sub(LD(y), LD(t)); /* Q1 */
+            s.a[k] = v_fma(e, e, s.a[k]);
+            if (dy) ST(dy, v_mul(e, factor)); /* Q2 */
+        });
+        loss[i] = (REAL)0.5 * FN(lanes_sum)(&s);
+        total += (double)loss[i];
+    }
+    return total;
+}
+
+/* ---- optimisers ----------------------------------------------------------------------------- */
+
+static void KN(sgd_step)(ptrdiff_t n, const REAL *g, REAL *p, REAL *buf, REAL lr, REAL momentum,
+                         REAL keep, REAL decay, int nesterov) {
+    const v_t minus_lr = v_set1(-lr), mu = v_set1(momentum), k = v_set1(keep), wd = v_set1(decay);
+    EACH(n, {
+        const v_t x = LD(p);
+        v_t d = v_fma(wd, x, LD(g));
+        if (buf) {
+            const v_t v = v_fma(mu, LD(buf), v_mul(k, d));
+            ST(buf, v);
+            d = nesterov ? v_fma(mu, v, d) : v;
+        }
+        ST(p, v_fma(minus_lr, d, x));
+    });
+}
+
+static void KN(adam_step)(ptrdiff_t n, const REAL *g, REAL *p, REAL *m, REAL *v, REAL *vmax,
+                          REAL step, REAL beta1, REAL beta2, REAL root, REAL eps, REAL decay,
+                          REAL shrink) {
+    const v_t b1 = v_set1(beta1), b2 = v_set1(beta2), c1 = v_set1(1 - beta1),
+              c2 = v_set1(1 - beta2), r = v_set1(root), e = v_set1(eps), wd = v_set1(decay),
+              keep = v_set1(shrink), minus_step = v_set1(-step);
+    EACH(n, {
+        v_t x = LD(p);
+        const v_t d = v_fma(wd, x, LD(g));
+        x = v_mul(keep, x);
+        const v_t mn = v_fma(b1, LD(m), v_mul(c1, d));
+        v_t vn = v_fma(b2, LD(v), v_mul(v_mul(c2, d), d));
+        ST(m, mn);
+        ST(v, vn);
+        if (vmax) {
+            vn = v_max(LD(vmax), vn);
+            ST(vmax, vn);
+        }
+        const v_t below = v_add(v_div(v_sqrt(vn), r), e);
+        ST(p, v_fma(minus_step, v_div(mn, below), x));
+    });
+}
+
+static void KN(rmsprop_step)(ptrdiff_t n, const REAL *g, REAL *p, REAL *v, REAL *buf, REAL lr,
+                             REAL alpha, REAL eps, REAL decay, REAL momentum) {
+    const v_t a = v_set1(alpha), ca = v_set1(1 - alpha), e = v_set1(eps), wd = v_set1(decay),
+              mu = v_set1(momentum), minus_lr = v_set1(-lr);
+    EACH(n, {
+        const v_t x = LD(p);
+        const v_t d = v_fma(wd, x, LD(g));
+        const v_t vn = v_fma(a, LD(v), v_mul(v_mul(ca, d), d));
+        v_t u = v_div(d, v_add(v_sqrt(vn), e));
+        ST(v, vn);
+        if (buf) {
+            u = v_fma(mu, LD(buf), u);
+            ST(buf, u);
+        }
+        ST(p, v_fma(minus_lr, u, x));
+    });
+}
+
+static void KN(adagrad_step)(ptrdiff_t n, const REAL *g, REAL *p, REAL *v, REAL lr, REAL eps,
+                             REAL decay) {
+    const v_t e = v_set1(eps), wd = v_set1(decay), minus_lr = v_set1(-lr);
+    EACH(n, {
+        const v_t x = LD(p);
+        const v_t d = v_fma(wd, x, LD(g));
+        const v_t vn = v_fma(d, d, LD(v));
+        ST(v, vn);
+        ST(p, v_fma(minus_lr, v_div(d, v_add(v_sqrt(vn), e)), x));
+    });
+}
+
+/* ---- the table ------------------------------------------------------------------------------ */
+
+#if RF_REAL_IS_F32
+#define RF_TABLE rf_table_f32
+#else
+#define RF_TABLE rf_table_f64
+#endif
+#define RF_CAT(a, b) a##_##b
+#define RF_CATX(a, b) RF_CAT(a, b)
+#define RF_STR(a) #a
+#define RF_STRX(a) RF_STR(a)
+
+const RF_TABLE RF_CATX(RF_TABLE, RF_ISA) = {
+    RF_STRX(RF_ISA),
+#define KERNEL(result, name, arguments) KN(name),
+#include "kernels.inc"
+#undef KERNEL
+};
+
+#undef RF_STRX
+#undef RF_STR
+#undef RF_CATX
+#undef RF_CAT
+#undef RF_TABLE
+#undef KN

@@ -1,0 +1,222 @@
+"""What needs no recurrence: products over all time steps at once, sums of columns, layer norm.
+Twins: rnnfast.reference.sequence and the sums of rnnfast.reference.arithmetic."""
+
+import numpy as np
+
+cimport numpy as cnp
+from libc.stdint cimport int64_t
+
+from rnnfast cimport _kernels as K
+from rnnfast cimport _seq
+from rnnfast._blas cimport gemm
+from rnnfast._seq cimport data
+from rnnfast._types cimport real_t
+
+from rnnfast._seq import scatter_add
+
+cnp.import_array()
+
+cdef double EPS = 1e-5  # layer norm's epsilon, as in reference.sequence
+
+
+cdef void matmul(int num, bint ta, bint tb, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, void *a,
+                 Py_ssize_t lda, void *b, Py_ssize_t ldb, bint add, void *c,
+                 Py_ssize_t ldc) noexcept nogil:
+    """C = op(A) op(B), added to C where `add`."""
+    if num == cnp.NPY_FLOAT:
+        gemm[float](ta, tb, m, n, k, <float *>a, lda, <float *>b, ldb, add, <float *>c, ldc)
+    else:
+        gemm[double](ta, tb, m, n, k, <double *>a, lda, <double *>b, ldb, add, <double *>c, ldc)
+
+
+cdef object plus(object x, object y):
+    """x + y as a new array."""
+    cdef int num = _seq.typenum(x)
+    cdef tuple shape = x.shape
+    out = y.copy()
+    cdef void *px = data(x, "x", num, shape)
+    cdef void *po = data(out, "y", num, shape)
+    cdef Py_ssize_t n = x.size
+    cdef K.rf_fpmode mode = K.enter()
+    if num == cnp.NPY_FLOAT:
+        K.add(n, <float *>px, <float *>po)
+    else:
+        K.add(n, <double *>px, <double *>po)
+    K.rf_ftz_leave(mode)
+    return out
+
+
+def total_bias(b_ih, b_hh):
+    """b_ih + b_hh; either may be None, both: None."""
+    if b_ih is None or b_hh is None:
+        return b_hh if b_ih is None else b_ih
+    return plus(b_ih, b_hh)
+
+
+def input_product(x, w, bias):
+    """F1: bias + W x for all steps at once; for ids, bias + their columns of W.
+
+    x: [N, I] of w's dtype, or int64 [N] in [0, I); w: [G, I]; bias: [G] or None. -> [N, G]
+    """
+    cdef int num = _seq.typenum(w)
+    cdef Py_ssize_t N = len(x), G = w.shape[0], I = w.shape[1]
+    cdef void *pw = data(w, "w_ih", num, (G, I))
+    cdef void *pb = data(bias, "bias", num, (G,))
+    cdef void *px
+    a = np.empty((N, G), w.dtype)
+    cdef void *pa = data(a, "a", num, (N, G))
+    if x.ndim == 1:
+        px = _seq.checked_ids(x, N, I)
+        table = np.ascontiguousarray(w.T)
+        if bias is not None:
+            table = plus(np.ascontiguousarray(np.broadcast_to(bias, (I, G))), table)
+        pw = data(table, "table", num, (I, G))
+        with nogil:
+            if num == cnp.NPY_FLOAT:
+                _seq.gather_rows[float](N, G, <int64_t *>px, <float *>pw, <float *>pa)
+            else:
+                _seq.gather_rows[double](N, G, <int64_t *>px, <double *>pw, <double *>pa)
+        return a
+    px = data(x, "x", num, (N, I))
+    with nogil:
+        if num == cnp.NPY_FLOAT:
+            _seq.fill_rows[float](N, G, <float *>pb, <float *>pa)
+        else:
+            _seq.fill_rows[double](N, G, <double *>pb, <double *>pa)
+        matmul(num, False, True, N, G, I, px, I, pw, I, True, pa, G)
+    return a
+
+
+def input_product_backward(x, w, da, dw, need_dx):
+    """dW += da^T x, and dx = da W; for ids the rows of da are added to their columns of dW."""
+    cdef int num = _seq.typenum(w)
+    cdef Py_ssize_t N = len(x), G = w.shape[0], I = w.shape[1]
+    cdef void *pw = data(w, "w_ih", num, (G, I))
+    cdef void *pda = data(da, "da", num, (N, G))
+    cdef void *pdx
+    if x.ndim == 1:
+        data(dw, "dw_ih", num, (G, I))
+        columns = np.ascontiguousarray(dw.T)
+        scatter_add(x, da, columns)
+        dw[...] = columns.T
+        return None
+    weight_product(da, x, dw)
+    if not need_dx:
+        return None
+    dx = np.empty((N, I), w.dtype)
+    pdx = data(dx, "dx", num, (N, I))
+    with nogil:
+        matmul(num, False, False, N, I, G, pda, G, pw, I, False, pdx, I)
+    return dx
+
+
+def weight_product(da, x, dw, Py_ssize_t column=0):
+    """dW += da[:, column:column+n]^T x for dw: [n, I], da: [N, >= column+n], x: [N, I]."""
+    cdef int num = _seq.typenum(dw)
+    cdef Py_ssize_t N = da.shape[0], width = da.shape[1], n = dw.shape[0], I = dw.shape[1]
+    if column < 0 or column + n > width:
+        raise ValueError(f"dw: {n} rows from column {column} do not fit in da of {width} columns")
+    cdef char *pda = <char *>data(da, "da", num, (N, width))
+    cdef void *px = data(x, "x", num, (N, I))
+    cdef void *pdw = data(dw, "dw", num, (n, I))
+    cdef Py_ssize_t size = dw.itemsize
+    with nogil:
+        matmul(num, True, False, n, I, N, pda + column * size, width, px, I, True, pdw, I)
+
+
+def column_sum(a, out):
+    """out[j] += sum_i a[i, j], i ascending; a: [N, n]; out: [n]."""
+    cdef int num = _seq.typenum(out)
+    cdef Py_ssize_t N = a.shape[0], n = a.shape[1]
+    cdef void *pa = data(a, "a", num, (N, n))
+    cdef void *po = data(out, "out", num, (n,))
+    cdef K.rf_fpmode mode
+    with nogil:
+        mode = K.enter()
+        if num == cnp.NPY_FLOAT:
+            K.column_sum(N, n, <float *>pa, n, <float *>po)
+        else:
+            K.column_sum(N, n, <double *>pa, n, <double *>po)
+        K.rf_ftz_leave(mode)
+
+
+def column_dot(a, x, out, Py_ssize_t column=0):
+    """out[j] += sum_i a[i, column + j] x[i, j], i ascending; x: [N, n]; out: [n]."""
+    cdef int num = _seq.typenum(out)
+    cdef Py_ssize_t N = a.shape[0], width = a.shape[1], n = x.shape[1]
+    if column < 0 or column + n > width:
+        raise ValueError(f"a: {n} columns from {column} do not fit in {width}")
+    cdef char *pa = <char *>data(a, "a", num, (N, width))
+    cdef void *px = data(x, "x", num, (N, n))
+    cdef void *po = data(out, "out", num, (n,))
+    cdef K.rf_fpmode mode
+    cdef Py_ssize_t skip = column * <Py_ssize_t>out.itemsize
+    with nogil:
+        mode = K.enter()
+        if num == cnp.NPY_FLOAT:
+            K.column_dot(N, n, <float *>(pa + skip), width, <float *>px, n, <float *>po)
+        else:
+            K.column_dot(N, n, <double *>(pa + skip), width, <double *>px, n, <double *>po)
+        K.rf_ftz_leave(mode)
+
+
+def layer_norm_forward(x, gain, bias=None, y=None):
+    """Twin of `rnnfast.reference.sequence.layer_norm_forward`."""
+    cdef int num = _seq.typenum(x)
+    cdef Py_ssize_t N = x.shape[0], n = x.shape[1]
+    cdef bint accumulate = y is not None
+    cdef void *px = data(x, "x", num, (N, n))
+    cdef void *pg = data(gain, "gain", num, (n,))
+    cdef void *pb = data(bias, "bias", num, (n,))
+    xhat = np.empty((N, n), x.dtype)
+    rstd = np.empty(N, x.dtype)
+    y = y.copy() if accumulate else np.empty((N, n), x.dtype)
+    cdef void *ph = data(xhat, "xhat", num, (N, n))
+    cdef void *pr = data(rstd, "rstd", num, (N,))
+    cdef void *py = data(y, "y", num, (N, n))
+    cdef K.rf_fpmode mode
+    with nogil:
+        mode = K.enter()
+        if num == cnp.NPY_FLOAT:
+            K.layer_norm_forward(N, n, <float>EPS, <float *>px, <float *>pg, <float *>pb,
+                                 <float *>ph, <float *>pr, <float *>py, accumulate)
+        else:
+            K.layer_norm_forward(N, n, EPS, <double *>px, <double *>pg, <double *>pb,
+                                 <double *>ph, <double *>pr, <double *>py, accumulate)
+        K.rf_ftz_leave(mode)
+    return y, xhat, rstd
+
+
+def layer_norm_backward(dy, gain, xhat, rstd):
+    """Twin of `rnnfast.reference.sequence.layer_norm_backward`."""
+    cdef int num = _seq.typenum(dy)
+    cdef Py_ssize_t N = dy.shape[0], n = dy.shape[1]
+    cdef void *pd = data(dy, "dy", num, (N, n))
+    cdef void *pg = data(gain, "gain", num, (n,))
+    cdef void *ph = data(xhat, "xhat", num, (N, n))
+    cdef void *pr = data(rstd, "rstd", num, (N,))
+    dx = np.empty((N, n), dy.dtype)
+    cdef void *po = data(dx, "dx", num, (N, n))
+    cdef K.rf_fpmode mode
+    with nogil:
+        mode = K.enter()
+        if num == cnp.NPY_FLOAT:
+            K.layer_norm_backward(N, n, <float *>pd, <float *>pg, <float *>ph, <float *>pr,
+                                  <float *>po)
+        else:
+            K.layer_norm_backward(N, n, <double *>pd, <double *>pg, <double *>ph, <double *>pr,
+                                  <double *>po)
+        K.rf_ftz_leave(mode)
+    return dx
+
+
+def linear_forward(x, weight, bias=None):
+    """Twin of `rnnfast.reference.linear.linear_forward`: y = x W^T + b."""
+    return input_product(x, weight, bias)
+
+
+def linear_backward(x, weight, dy, grads, need_dx=True):
+    """Twin of `rnnfast.reference.linear.linear_backward`."""
+    if "bias" in grads:
+        column_sum(dy, grads["bias"])
+    return input_product_backward(x, weight, dy, grads["weight"], need_dx)

@@ -1,0 +1,307 @@
+"""The GRU over BLAS, reset after or before the product. Twins: rnnfast.reference.gru, which
+explains the arguments; equations and labels: docs/math.md."""
+
+import numpy as np
+
+cimport numpy as cnp
+from libc.stdint cimport int64_t
+from libc.string cimport memcpy
+
+from rnnfast cimport _kernels as K
+from rnnfast cimport _seq
+from rnnfast._blas cimport gemm
+from rnnfast._seq cimport Packed, data, time_of
+from rnnfast._types cimport real_t
+
+from rnnfast._dense import (
+    column_dot,
+    column_sum,
+    input_product,
+    input_product_backward,
+    layer_norm_backward,
+    layer_norm_forward,
+    total_bias,
+    weight_product,
+)
+
+cnp.import_array()
+
+cdef double EPS = 1e-5  # layer norm's epsilon, as in reference.sequence
+
+
+# The arrays of one call; NULL where the variant or the mode has no use for one.
+cdef struct Gru:
+    Packed q
+    K.rf_act gate
+    Py_ssize_t H, ldy
+    void *w_hh          # [3H, H]
+    void *gain_hh       # [3H]
+    void *bias_n        # [H] where u_n starts
+    void *ax            # [N, 3H] from F1; reset before the product: out r z n
+    void *gates         # [N, 3H] r z n, or [B, 3H] scratch; reset before: ax itself
+    void *u             # [N, H] u_n, reset after
+    void *rh            # [N, H] r h, reset before, or [B, H] scratch
+    void *h             # [B, H] state; backward: dE/dh
+    void *h_prev        # [N, H]
+    void *y             # [N, H], rows ldy apart
+    void *ah            # [B, 3H] scratch: W_hh h before its layer norm
+    void *hhat          # [N, 3H]
+    void *h_rstd        # [N]
+    void *dy            # [N, H]
+    void *dax           # [N, 3H] da_r da_z da_n
+    void *dah           # [N, 3H] da_r da_z du_n
+    void *dm            # [N, 3H] dah before the layer norm of W_hh h; dah itself without one
+    void *drh           # [B, H] scratch
+    bint keep
+
+
+cdef void forward_after(const Gru *s, const real_t *w_hh) noexcept nogil:
+    cdef Py_ssize_t H = s.H, i, t, n, row, kept, b
+    cdef real_t *h = <real_t *>s.h
+    cdef real_t *ax
+    cdef real_t *a
+    cdef real_t *bias_n = <real_t *>s.bias_n
+    for i in range(s.q.T):
+        t = time_of(&s.q, i)
+        n = s.q.sizes[t]
+        row = s.q.offsets[t]
+        kept = row if s.keep else 0
+        ax = <real_t *>s.ax + row * 3 * H
+        a = <real_t *>s.gates + kept * 3 * H
+        _seq.zero_reset_rows(&s.q, t, H, h)
+        if s.keep:
+            memcpy(<real_t *>s.h_prev + row * H, h, n * H * sizeof(real_t))
+        for b in range(n):
+            memcpy(a + b * 3 * H, ax + b * 3 * H, 2 * H * sizeof(real_t))
+            _seq.fill_rows(1, H, bias_n, a + b * 3 * H + 2 * H)
+        if s.gain_hh != NULL:
+            gemm(False, True, n, 3 * H, H, h, H, w_hh, H, <real_t>0, <real_t *>s.ah, 3 * H)
+            K.layer_norm_forward(n, 3 * H, <real_t>EPS, <real_t *>s.ah, <real_t *>s.gain_hh,
+                                 <real_t *>NULL, <real_t *>s.hhat + kept * 3 * H,
+                                 <real_t *>s.h_rstd + kept, a, True)  # F2
+        else:
+            gemm(False, True, n, 3 * H, H, h, H, w_hh, H, <real_t>1, a, 3 * H)  # F2
+        K.gru_forward(n, H, s.gate, a, ax, <real_t *>s.u + row * H if s.keep else NULL, h,
+                      <real_t *>s.y + row * s.ldy, s.ldy)  # F3, F4, F5
+
+
+cdef void forward_before(const Gru *s, const real_t *w_hh) noexcept nogil:
+    cdef Py_ssize_t H = s.H, i, t, n, row
+    cdef real_t *h = <real_t *>s.h
+    cdef real_t *a
+    cdef real_t *rh
+    for i in range(s.q.T):
+        t = time_of(&s.q, i)
+        n = s.q.sizes[t]
+        row = s.q.offsets[t]
+        a = <real_t *>s.ax + row * 3 * H
+        rh = <real_t *>s.rh + (row * H if s.keep else 0)
+        _seq.zero_reset_rows(&s.q, t, H, h)
+        if s.keep:
+            memcpy(<real_t *>s.h_prev + row * H, h, n * H * sizeof(real_t))
+        gemm(False, True, n, 2 * H, H, h, H, w_hh, H, <real_t>1, a, 3 * H)  # F2
+        K.gru_before_gates(n, H, s.gate, a, h, rh)  # F3
+        gemm(False, True, n, H, H, rh, H, w_hh + 2 * H * H, H, <real_t>1, a + 2 * H, 3 * H)
+        K.gru_before_output(n, H, a, h, <real_t *>s.y + row * s.ldy, s.ldy)  # F4, F5
+
+
+cdef void backward_after(const Gru *s, const real_t *w_hh) noexcept nogil:
+    cdef Py_ssize_t H = s.H, i, t, n, row
+    cdef real_t *dh = <real_t *>s.h
+    cdef real_t *dy
+    for i in range(s.q.T - 1, -1, -1):
+        t = time_of(&s.q, i)
+        n = s.q.sizes[t]
+        row = s.q.offsets[t]
+        dy = <real_t *>s.dy + row * H if s.dy != NULL else NULL
+        K.gru_backward(n, H, s.gate, <real_t *>s.gates + row * 3 * H, <real_t *>s.u + row * H,
+                       <real_t *>s.h_prev + row * H, dh, dy, H, <real_t *>s.dax + row * 3 * H,
+                       <real_t *>s.dah + row * 3 * H)  # B1 .. B4
+        if s.gain_hh != NULL:
+            K.layer_norm_backward(n, 3 * H, <real_t *>s.dah + row * 3 * H, <real_t *>s.gain_hh,
+                                  <real_t *>s.hhat + row * 3 * H, <real_t *>s.h_rstd + row,
+                                  <real_t *>s.dm + row * 3 * H)
+        gemm(False, False, n, H, 3 * H, <real_t *>s.dm + row * 3 * H, 3 * H, w_hh, H, <real_t>1,
+             dh, H)  # B5
+        _seq.zero_reset_rows(&s.q, t, H, dh)
+
+
+cdef void backward_before(const Gru *s, const real_t *w_hh) noexcept nogil:
+    cdef Py_ssize_t H = s.H, i, t, n, row
+    cdef real_t *dh = <real_t *>s.h
+    cdef real_t *dy
+    cdef real_t *da
+    cdef real_t *gates
+    cdef real_t *h_prev
+    for i in range(s.q.T - 1, -1, -1):
+        t = time_of(&s.q, i)
+        n = s.q.sizes[t]
+        row = s.q.offsets[t]
+        dy = <real_t *>s.dy + row * H if s.dy != NULL else NULL
+        da = <real_t *>s.dax + row * 3 * H
+        gates = <real_t *>s.gates + row * 3 * H
+        h_prev = <real_t *>s.h_prev + row * H
+        K.gru_before_backward_output(n, H, s.gate, gates, h_prev, dh, dy, H, da)  # B1, B2, B4
+        gemm(False, False, n, H, H, da + 2 * H, 3 * H, w_hh + 2 * H * H, H, <real_t>0,
+             <real_t *>s.drh, H)
+        K.gru_before_backward_gates(n, H, s.gate, gates, h_prev, <real_t *>s.drh, dh, da)  # B3, B4
+        gemm(False, False, n, H, 2 * H, da, 3 * H, w_hh, H, <real_t>1, dh, H)  # B5
+        _seq.zero_reset_rows(&s.q, t, H, dh)
+
+
+cdef void setup(Gru *s, object batch_sizes, object offsets, object resets, object w_hh,
+                object norm, object gate, bint reset_after, bint reverse, Py_ssize_t N,
+                Py_ssize_t B) except *:
+    """The parts that forward and backward share."""
+    cdef int num = _seq.typenum(w_hh)
+    cdef Py_ssize_t H = w_hh.shape[1]
+    s.H = H
+    s.gate = K.activation(gate)
+    if s.gate.kind not in (K.RF_SIGMOID, K.RF_HARD_SIGMOID):
+        raise ValueError(f"gate must be a sigmoid, got {gate!r}")
+    if norm is not None and not reset_after:
+        raise ValueError("layer norm needs reset_after=True")
+    _seq.pack(&s.q, batch_sizes, offsets, resets, B, N, reverse)
+    s.w_hh = data(w_hh, "w_hh", num, (3 * H, H))
+    s.gain_hh = data(norm[1] if norm is not None else None, "gain_hh", num, (3 * H,))
+
+
+def gru_bias(b_ih, b_hh, reset_after):
+    """(what goes into F1, what u_n starts at): r and z need only the sum of both biases."""
+    if b_ih is None or b_hh is None:
+        b = b_hh if b_ih is None else b_ih
+        if b is None or not reset_after:
+            return b, None
+        H = len(b) // 3
+        head, zero = b[:2 * H], np.zeros(H, b.dtype)
+        ax = np.concatenate([head, zero if b_ih is None else b[2 * H:]])
+        return ax, b[2 * H:] if b_ih is None else zero
+    both = total_bias(b_ih, b_hh)
+    if not reset_after:
+        return both, None
+    H = len(both) // 3
+    return np.concatenate([both[:2 * H], b_ih[2 * H:]]), b_hh[2 * H:]
+
+
+def gru_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, reset_after=True,
+                norm=None, gate="sigmoid", resets=None, reverse=False, keep=True, out=None):
+    """Twin of `rnnfast.reference.gru.gru_forward`."""
+    cdef int num = _seq.typenum(w_hh)
+    cdef Py_ssize_t N = len(x), B = len(h0), H = w_hh.shape[1], R = N if keep else B, ldy
+    cdef bint after = reset_after
+    cdef Gru s
+    dtype = w_hh.dtype
+    offsets = _seq.offsets_of(batch_sizes, B, N)
+    setup(&s, batch_sizes, offsets, resets, w_hh, norm, gate, after, reverse, N, B)
+    data(h0, "h0", num, (B, H))
+    data(w_ih, "w_ih", num, (3 * H, w_ih.shape[1]))
+    data(b_ih, "b_ih", num, (3 * H,))
+    data(b_hh, "b_hh", num, (3 * H,))
+    h = h0.copy()
+    y = np.empty((N, H), dtype) if out is None else out
+    s.y = _seq.strided(y, "out", num, N, H, &ldy)
+    s.ldy = ldy
+    s.keep = keep
+    bias, bias_n = gru_bias(b_ih, b_hh, reset_after)
+    kept = {}
+    ax = input_product(x, w_ih, bias if norm is None else None)  # F1
+    if norm is not None:
+        ax, kept["xhat"], x_rstd = layer_norm_forward(ax, norm[0], bias)  # F1
+        kept["x_rstd"] = x_rstd[:, None]
+        kept["hhat"] = np.empty((R, 3 * H), dtype)
+        kept["h_rstd"] = np.empty((R, 1), dtype)
+    if keep:
+        kept["h_prev"] = np.empty((N, H), dtype)
+    kept["u" if after else "rh"] = np.empty((R, H), dtype)
+    gates = np.empty((R, 3 * H), dtype) if after else ax
+    ah = np.empty((B, 3 * H), dtype) if norm is not None else None
+    s.ax = data(ax, "ax", num, (N, 3 * H))
+    s.gates = data(gates, "gates", num, (R if after else N, 3 * H))
+    s.bias_n = data(bias_n, "bias_n", num, (H,))
+    s.u = data(kept.get("u"), "u", num, (R, H))
+    s.rh = data(kept.get("rh"), "rh", num, (R, H))
+    s.h = data(h, "h", num, (B, H))
+    s.h_prev = data(kept.get("h_prev"), "h_prev", num, (N, H))
+    s.ah = data(ah, "ah", num, (B, 3 * H))
+    s.hhat = data(kept.get("hhat"), "hhat", num, (R, 3 * H))
+    s.h_rstd = data(kept.get("h_rstd"), "h_rstd", num, (R, 1))
+    cdef K.rf_fpmode mode
+    with nogil:
+        mode = K.enter()
+        if num == cnp.NPY_FLOAT:
+            if after:
+                forward_after[float](&s, <float *>s.w_hh)
+            else:
+                forward_before[float](&s, <float *>s.w_hh)
+        else:
+            if after:
+                forward_after[double](&s, <double *>s.w_hh)
+            else:
+                forward_before[double](&s, <double *>s.w_hh)
+        K.rf_ftz_leave(mode)
+    if not keep:
+        return y, h, None
+    tape = {"x": x, "batch_sizes": batch_sizes, "resets": resets, "w_ih": w_ih, "w_hh": w_hh,
+            "norm": norm, "gate": gate, "reset_after": reset_after, "reverse": reverse,
+            "gates": gates, **kept}
+    return y, h, tape
+
+
+def gru_backward(tape, dy, dh_n, grads, need_dx=True):
+    """Twin of `rnnfast.reference.gru.gru_backward`."""
+    w_hh, norm, reset_after = tape["w_hh"], tape["norm"], tape["reset_after"]
+    cdef int num = _seq.typenum(w_hh)
+    cdef Py_ssize_t N = len(tape["x"]), B = len(dh_n), H = w_hh.shape[1]
+    cdef bint after = reset_after
+    cdef Gru s
+    dtype = w_hh.dtype
+    offsets = _seq.offsets_of(tape["batch_sizes"], B, N)
+    setup(&s, tape["batch_sizes"], offsets, tape["resets"], w_hh, norm, tape["gate"], after,
+          tape["reverse"], N, B)
+    data(dh_n, "dh_n", num, (B, H))
+    dh = dh_n.copy()
+    dax = np.empty((N, 3 * H), dtype)
+    dah = np.empty((N, 3 * H), dtype) if after else dax
+    dm = dah if norm is None else np.empty((N, 3 * H), dtype)
+    drh = None if after else np.empty((B, H), dtype)
+    s.dy = data(dy, "dy", num, (N, H))
+    s.h = data(dh, "dh", num, (B, H))
+    s.gates = data(tape["gates"], "gates", num, (N, 3 * H))
+    s.h_prev = data(tape["h_prev"], "h_prev", num, (N, H))
+    s.u = data(tape["u"] if after else None, "u", num, (N, H))
+    s.dax = data(dax, "dax", num, (N, 3 * H))
+    s.dah = data(dah, "dah", num, (N, 3 * H))
+    s.dm = data(dm, "dm", num, (N, 3 * H))
+    s.drh = data(drh, "drh", num, (B, H))
+    s.hhat = data(tape.get("hhat"), "hhat", num, (N, 3 * H))
+    s.h_rstd = data(tape.get("h_rstd"), "h_rstd", num, (N, 1))
+    cdef K.rf_fpmode mode
+    with nogil:
+        mode = K.enter()
+        if num == cnp.NPY_FLOAT:
+            if after:
+                backward_after[float](&s, <float *>s.w_hh)
+            else:
+                backward_before[float](&s, <float *>s.w_hh)
+        else:
+            if after:
+                backward_after[double](&s, <double *>s.w_hh)
+            else:
+                backward_before[double](&s, <double *>s.w_hh)
+        K.rf_ftz_leave(mode)
+    dw = grads["w_hh"]
+    if after:
+        weight_product(dm, tape["h_prev"], dw)  # B6
+    else:
+        weight_product(dax, tape["h_prev"], dw[:2 * H])
+        weight_product(dax, tape["rh"], dw[2 * H:], 2 * H)
+    if "b_ih" in grads:
+        column_sum(dax, grads["b_ih"])  # B7
+    if "b_hh" in grads:
+        column_sum(dah, grads["b_hh"])
+    if norm is not None:
+        column_dot(dax, tape["xhat"], grads["gain_ih"])
+        column_dot(dah, tape["hhat"], grads["gain_hh"])
+        dax = layer_norm_backward(dax, norm[0], tape["xhat"], tape["x_rstd"][:, 0])
+    dx = input_product_backward(tape["x"], tape["w_ih"], dax, grads["w_ih"], need_dx)  # B8
+    return dx, dh

@@ -1,0 +1,165 @@
+"""The kernels of csrc/ for the rest of the package: one function per row of kernels.inc, over
+both dtypes, calling the table of the instruction set in use."""
+
+import os
+
+import numpy as np
+
+cimport numpy as cnp
+from libc.stdint cimport int64_t, uint64_t
+from rnnfast._types cimport real_t
+
+cnp.import_array()
+
+
+cdef extern from "rnnfast.h" nogil:
+    int rf_isa_count()
+    const char *rf_isa_name(int k)
+    int rf_isa_runs(int k)
+    const rf_table_f32 *rf_isa_f32(int k)
+    const rf_table_f64 *rf_isa_f64(int k)
+    int rf_isa_best()
+    int rf_kernel_count()
+    const char *rf_kernel_name(int k)
+
+cdef const rf_table_f32 *f32 = rf_isa_f32(0)
+cdef const rf_table_f64 *f64 = rf_isa_f64(0)
+cdef bint flush = True
+
+include "_kernel_calls.pxi"
+
+
+cdef rf_fpmode enter() noexcept nogil:
+    return rf_ftz_enter() if flush else rf_ftz_keep()
+
+
+# ---- choice of instruction set and of the denormals' treatment --------------------------------
+
+cdef int isa_index(str name) except -1:
+    cdef int k
+    for k in range(rf_isa_count()):
+        if rf_isa_name(k).decode() == name:
+            if not rf_isa_runs(k):
+                raise ValueError(f"this CPU does not run {name!r}; it runs {isas()}")
+            return k
+    raise ValueError(f"no instruction set {name!r} in this build; this CPU runs {isas()}")
+
+
+def isas():
+    """Names of the instruction sets that this build has and this CPU runs, plainest first."""
+    return [rf_isa_name(k).decode() for k in range(rf_isa_count()) if rf_isa_runs(k)]
+
+
+def get_isa():
+    """Name of the instruction set in use."""
+    return f32.isa.decode()
+
+
+def set_isa(str name=None):
+    """Use the instruction set `name`; None: the widest that this CPU runs."""
+    global f32, f64
+    cdef int k = rf_isa_best() if name is None else isa_index(name)
+    f32 = rf_isa_f32(k)
+    f64 = rf_isa_f64(k)
+
+
+def get_denormals():
+    """"flush" or "keep"."""
+    return "flush" if flush else "keep"
+
+
+def set_denormals(str mode):
+    """"flush": numbers below the smallest normal are 0 in every kernel; "keep": gradual underflow."""
+    global flush
+    if mode not in ("flush", "keep"):
+        raise ValueError(f"denormals must be 'flush' or 'keep', got {mode!r}")
+    flush = mode == "flush"
+
+
+# ---- activations by name -----------------------------------------------------------------------
+
+# name -> (kind, alpha, beta): min(max(alpha x + beta, 0), 1) for the hard sigmoids
+ACTIVATIONS = {
+    "sigmoid": (RF_SIGMOID, 0.0, 0.0),
+    "tanh": (RF_TANH, 0.0, 0.0),
+    "relu": (RF_RELU, 0.0, 0.0),
+    "hard_sigmoid": (RF_HARD_SIGMOID, 1.0 / 6.0, 0.5),
+    "hard_sigmoid_onnx": (RF_HARD_SIGMOID, 0.2, 0.5),
+}
+
+
+cdef rf_act activation(object spec) except *:
+    cdef rf_act act
+    if spec not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {spec!r}")
+    act.kind, act.alpha, act.beta = ACTIVATIONS[spec]
+    return act
+
+
+# ---- for tests and benchmarks --------------------------------------------------------------------
+
+def kernel_names():
+    """The rows of csrc/kernels.inc, in order."""
+    return [rf_kernel_name(k).decode() for k in range(rf_kernel_count())]
+
+
+def address(str isa, str dtype, str name):
+    """Address of a kernel, for a ctypes prototype made from csrc/kernels.inc."""
+    cdef int k = isa_index(isa)
+    cdef Py_ssize_t row = kernel_names().index(name) + 1  # a table starts with its name
+    if dtype == "float32":
+        return <size_t>(<void **>rf_isa_f32(k))[row]
+    return <size_t>(<void **>rf_isa_f64(k))[row]
+
+
+def fpmode_addresses():
+    """Addresses of rf_ftz_enter, rf_ftz_keep and rf_ftz_leave."""
+    return <size_t>&rf_ftz_enter, <size_t>&rf_ftz_keep, <size_t>&rf_ftz_leave
+
+
+UNARY = ("exp", "tanh", "sigmoid", "relu", "log1p")
+
+
+cdef void apply_named(str name, Py_ssize_t n, real_t *x, real_t *y) except *:
+    cdef rf_fpmode mode = enter()
+    if name == "exp":
+        exp(n, x, y)
+    elif name == "tanh":
+        tanh(n, x, y)
+    elif name == "sigmoid":
+        sigmoid(n, x, y)
+    elif name == "relu":
+        relu(n, x, y)
+    else:
+        log1p(n, x, y)
+    rf_ftz_leave(mode)
+
+
+def apply(str name, x, str isa=None, str denormals=None):
+    """f(x) element-wise by the kernel `name` of UNARY, as a new array of x's shape and dtype."""
+    if name not in UNARY:
+        raise ValueError(f"name must be one of {UNARY}, got {name!r}")
+    before = get_isa(), get_denormals()
+    cdef cnp.ndarray a = np.array(x, order="C", copy=True)
+    cdef int kind = cnp.PyArray_TYPE(a)
+    if kind != cnp.NPY_FLOAT and kind != cnp.NPY_DOUBLE:
+        raise TypeError(f"x must be float32 or float64, got {a.dtype}")
+    if isa is not None:
+        set_isa(isa)
+    if denormals is not None:
+        set_denormals(denormals)
+    try:
+        if kind == cnp.NPY_FLOAT:
+            apply_named[float](name, cnp.PyArray_SIZE(a), <float *>cnp.PyArray_DATA(a),
+                               <float *>cnp.PyArray_DATA(a))
+        else:
+            apply_named[double](name, cnp.PyArray_SIZE(a), <double *>cnp.PyArray_DATA(a),
+                                <double *>cnp.PyArray_DATA(a))
+    finally:
+        set_isa(before[0])
+        set_denormals(before[1])
+    return a
+
+
+set_isa(os.environ.get("RNNFAST_ISA") or None)
+set_denormals(os.environ.get("RNNFAST_DENORMALS") or "flush")

@@ -1,0 +1,325 @@
+"""The LSTM over BLAS. Twins: rnnfast.reference.lstm, which explains the arguments; equations and
+labels: docs/math.md."""
+
+import numpy as np
+
+cimport numpy as cnp
+from libc.stdint cimport int64_t
+from libc.string cimport memcpy
+
+from rnnfast cimport _kernels as K
+from rnnfast cimport _seq
+from rnnfast._blas cimport gemm
+from rnnfast._seq cimport Packed, data, time_of
+from rnnfast._types cimport real_t
+
+from rnnfast._dense import (
+    column_dot,
+    column_sum,
+    input_product,
+    input_product_backward,
+    layer_norm_backward,
+    layer_norm_forward,
+    total_bias,
+    weight_product,
+)
+
+cnp.import_array()
+
+cdef double EPS = 1e-5  # layer norm's epsilon, as in reference.sequence
+
+
+# The arrays of one call; NULL where the variant or the mode has no use for one.
+cdef struct Lstm:
+    Packed q
+    K.rf_lstm opt
+    Py_ssize_t H, P, G
+    Py_ssize_t ldy
+    void *w_hh          # [G H, P]
+    void *w_hr          # [P, H]
+    void *peephole      # [3, H]
+    void *gain_hh       # [G H]
+    void *gain_c        # [H]
+    void *bias_c        # [H]
+    void *h             # [B, P] state; backward: dE/dh
+    void *c             # [B, H] state; backward: dE/dc
+    void *a             # [N, G H] in pre-activations from F1, out gates
+    void *h_prev        # [N, P]
+    void *c_prev        # [N, H]
+    void *c_t           # [N, H]
+    void *tanh_c        # [N, H], or [B, H] scratch where `keep` is off and F5 is deferred
+    void *m             # [N, H] o tanh(c), or [B, H] scratch
+    void *y             # [N, P], rows ldy apart
+    void *ah            # [B, G H] scratch: W_hh h before its layer norm
+    void *hhat          # [N, G H]
+    void *h_rstd        # [N]
+    void *chat          # [N, H]
+    void *c_rstd        # [N]
+    void *cn            # [B, H] scratch: c after its layer norm; backward: the gradient of c
+    void *dy            # [N, P]
+    void *dm            # [B, H] scratch: W_hr^T dh
+    void *dp            # [N, P] dh before the projection
+    void *da            # [N, G H]
+    void *dah           # [N, G H] da before the layer norm of W_hh h; da itself without one
+    void *dcn           # [N, H]
+    bint keep
+
+
+cdef inline real_t *at(void *p, Py_ssize_t offset, const real_t *unused) noexcept nogil:
+    """p + offset, or NULL."""
+    return <real_t *>p + offset if p != NULL else NULL
+
+
+cdef void forward(const Lstm *s, const real_t *w_hh) noexcept nogil:
+    cdef Py_ssize_t H = s.H, P = s.P, W = s.G * s.H, i, t, n, row, kept
+    cdef real_t *h = <real_t *>s.h
+    cdef real_t *c = <real_t *>s.c
+    cdef real_t *a
+    cdef real_t *out       # where o tanh(c) goes: the state, or the input of the projection
+    cdef real_t *y
+    cdef real_t *tanh_c
+    cdef bint projected = s.w_hr != NULL, normed = s.gain_hh != NULL
+    for i in range(s.q.T):
+        t = time_of(&s.q, i)
+        n = s.q.sizes[t]
+        row = s.q.offsets[t]
+        kept = row if s.keep else 0
+        a = <real_t *>s.a + row * W
+        y = <real_t *>s.y + row * s.ldy
+        _seq.zero_reset_rows(&s.q, t, P, h)
+        _seq.zero_reset_rows(&s.q, t, H, c)
+        if s.keep:
+            memcpy(<real_t *>s.h_prev + row * P, h, n * P * sizeof(real_t))
+            memcpy(<real_t *>s.c_prev + row * H, c, n * H * sizeof(real_t))
+        if normed:
+            gemm(False, True, n, W, P, h, P, w_hh, P, <real_t>0, <real_t *>s.ah, W)
+            K.layer_norm_forward(n, W, <real_t>EPS, <real_t *>s.ah, <real_t *>s.gain_hh,
+                                 <real_t *>NULL, <real_t *>s.hhat + kept * W,
+                                 <real_t *>s.h_rstd + kept, a, True)  # F2
+        else:
+            gemm(False, True, n, W, P, h, P, w_hh, P, <real_t>1, a, W)  # F2
+        out = <real_t *>s.m + kept * H if projected else h
+        tanh_c = at(s.tanh_c, kept * H, w_hh)
+        if normed:
+            K.lstm_forward(n, H, &s.opt, a, <real_t *>s.peephole, c, <real_t *>NULL,
+                           <real_t *>NULL, <real_t *>NULL, 0)  # F3, F4
+            K.layer_norm_forward(n, H, <real_t>EPS, c, <real_t *>s.gain_c, <real_t *>s.bias_c,
+                                 <real_t *>s.chat + kept * H, <real_t *>s.c_rstd + kept,
+                                 <real_t *>s.cn, False)
+            K.lstm_output(n, H, &s.opt, a, <real_t *>s.cn, tanh_c, out,
+                          y if not projected else NULL, s.ldy)  # F5
+        else:
+            K.lstm_forward(n, H, &s.opt, a, <real_t *>s.peephole, c, tanh_c, out,
+                           y if not projected else NULL, s.ldy)  # F3, F4, F5
+        if s.c_t != NULL:
+            memcpy(<real_t *>s.c_t + row * H, c, n * H * sizeof(real_t))
+        if projected:
+            gemm(False, True, n, P, H, out, H, <real_t *>s.w_hr, H, <real_t>0, h, P)  # F6
+            _seq.put_rows(n, P, h, y, s.ldy)
+
+
+cdef void backward(const Lstm *s, const real_t *w_hh) noexcept nogil:
+    cdef Py_ssize_t H = s.H, P = s.P, W = s.G * s.H, i, t, n, row
+    cdef real_t *dh = <real_t *>s.h
+    cdef real_t *dc = <real_t *>s.c
+    cdef real_t *gates
+    cdef real_t *da
+    cdef real_t *dah
+    cdef real_t *dy
+    cdef real_t *d         # dE/d(o tanh(c)) without dy
+    cdef real_t *tanh_c
+    cdef real_t *dp
+    cdef bint projected = s.w_hr != NULL, normed = s.gain_hh != NULL
+    for i in range(s.q.T - 1, -1, -1):
+        t = time_of(&s.q, i)
+        n = s.q.sizes[t]
+        row = s.q.offsets[t]
+        gates = <real_t *>s.a + row * W
+        da = <real_t *>s.da + row * W
+        dah = <real_t *>s.dah + row * W
+        dy = at(s.dy, row * P, w_hh)
+        tanh_c = <real_t *>s.tanh_c + row * H
+        d = dh
+        if projected:
+            if dy != NULL:
+                K.add(n * P, dy, dh)  # B1
+                dy = NULL
+            dp = <real_t *>s.dp + row * P
+            memcpy(dp, dh, n * P * sizeof(real_t))
+            d = <real_t *>s.dm
+            gemm(False, False, n, H, P, dp, P, <real_t *>s.w_hr, H, <real_t>0, d, H)
+        if normed:
+            K.lstm_output_backward(n, H, &s.opt, gates, tanh_c, d, dy, H,
+                                   <real_t *>s.dcn + row * H)
+            K.layer_norm_backward(n, H, <real_t *>s.dcn + row * H, <real_t *>s.gain_c,
+                                  <real_t *>s.chat + row * H, <real_t *>s.c_rstd + row,
+                                  <real_t *>s.cn)
+        K.lstm_backward(n, H, &s.opt, gates, <real_t *>s.peephole, <real_t *>s.c_prev + row * H,
+                        tanh_c, at(s.c_t, row * H, w_hh), d, dy, H,
+                        <real_t *>s.cn if normed else NULL, dc, da)  # B1 .. B5
+        if normed:
+            K.layer_norm_backward(n, W, da, <real_t *>s.gain_hh, <real_t *>s.hhat + row * W,
+                                  <real_t *>s.h_rstd + row, dah)
+        gemm(False, False, n, P, W, dah, W, w_hh, P, <real_t>0, dh, P)  # B6
+        _seq.zero_reset_rows(&s.q, t, P, dh)
+        _seq.zero_reset_rows(&s.q, t, H, dc)
+
+
+cdef void setup(Lstm *s, object batch_sizes, object offsets, object resets, object w_hh,
+                object w_hr, object peephole, object norm, object gate, bint coupled, double clip,
+                bint reverse, Py_ssize_t N, Py_ssize_t B, Py_ssize_t H) except *:
+    """The parts that forward and backward share."""
+    cdef int num = _seq.typenum(w_hh)
+    cdef Py_ssize_t P = w_hh.shape[1], G = 3 if coupled else 4
+    s.H, s.P, s.G = H, P, G
+    s.opt.gate = K.activation(gate)
+    if s.opt.gate.kind not in (K.RF_SIGMOID, K.RF_HARD_SIGMOID):
+        raise ValueError(f"gate must be a sigmoid, got {gate!r}")
+    s.opt.coupled = coupled
+    s.opt.clip = clip
+    if w_hr is None and P != H:
+        raise ValueError(f"w_hh: expected shape {(G * H, H)}, got {w_hh.shape}")
+    _seq.pack(&s.q, batch_sizes, offsets, resets, B, N, reverse)
+    s.w_hh = data(w_hh, "w_hh", num, (G * H, P))
+    s.w_hr = data(w_hr, "w_hr", num, (P, H))
+    s.peephole = data(peephole, "peephole", num, (3, H))
+    gain_hh, gain_c, bias_c = norm[1:] if norm is not None else (None, None, None)
+    s.gain_hh = data(gain_hh, "gain_hh", num, (G * H,))
+    s.gain_c = data(gain_c, "gain_c", num, (H,))
+    s.bias_c = data(bias_c, "bias_c", num, (H,))
+
+
+def lstm_forward(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih=None, b_hh=None, *, w_hr=None,
+                 peephole=None, norm=None, gate="sigmoid", coupled=False, clip=0.0, resets=None,
+                 reverse=False, keep=True, out=None):
+    """Twin of `rnnfast.reference.lstm.lstm_forward`."""
+    cdef int num = _seq.typenum(w_hh)
+    cdef Py_ssize_t N = len(x), B = len(h0), H = c0.shape[1], P = w_hh.shape[1]
+    cdef Py_ssize_t W = w_hh.shape[0], ldy
+    cdef Lstm s
+    offsets = _seq.offsets_of(batch_sizes, B, N)
+    setup(&s, batch_sizes, offsets, resets, w_hh, w_hr, peephole, norm, gate, coupled, clip,
+          reverse, N, B, H)
+    data(h0, "h0", num, (B, P))
+    data(c0, "c0", num, (B, H))
+    h, c = h0.copy(), c0.copy()
+    y = np.empty((N, P), w_hh.dtype) if out is None else out
+    s.y = _seq.strided(y, "out", num, N, P, &ldy)
+    s.ldy = ldy
+    s.keep = keep
+
+    bias = total_bias(b_ih, b_hh)
+    data(bias, "bias", num, (W,))
+    data(w_ih, "w_ih", num, (W, w_ih.shape[1]))
+    kept = {}
+    a = input_product(x, w_ih, bias if norm is None else None)  # F1
+    if norm is not None:
+        a, kept["xhat"], x_rstd = layer_norm_forward(a, norm[0], bias)  # F1
+        kept["x_rstd"] = x_rstd[:, None]
+
+    def scratch(name, rows, n, needed=True):
+        """An array of the tape, or as many rows as a step needs where there is no tape."""
+        if not needed:
+            return None
+        kept[name] = np.empty((rows, n), w_hh.dtype)
+        return kept[name]
+
+    cdef Py_ssize_t R = N if keep else B
+    s.a = data(a, "a", num, (N, W))
+    s.h = data(h, "h", num, (B, P))
+    s.c = data(c, "c", num, (B, H))
+    s.h_prev = data(scratch("h_prev", N, P, keep), "h_prev", num, (N, P))
+    s.c_prev = data(scratch("c_prev", N, H, keep), "c_prev", num, (N, H))
+    s.tanh_c = data(scratch("tanh_c", R, H, keep or norm is not None), "tanh_c", num, (R, H))
+    s.m = data(scratch("m", R, H, w_hr is not None), "m", num, (R, H))
+    s.c_t = data(scratch("c", N, H, keep and (peephole is not None or clip > 0)), "c", num, (N, H))
+    s.hhat = data(scratch("hhat", R, W, norm is not None), "hhat", num, (R, W))
+    s.h_rstd = data(scratch("h_rstd", R, 1, norm is not None), "h_rstd", num, (R, 1))
+    s.chat = data(scratch("chat", R, H, norm is not None), "chat", num, (R, H))
+    s.c_rstd = data(scratch("c_rstd", R, 1, norm is not None), "c_rstd", num, (R, 1))
+    ah, cn = np.empty((B, W), w_hh.dtype), np.empty((B, H), w_hh.dtype)
+    s.ah = data(ah, "ah", num, (B, W))
+    s.cn = data(cn, "cn", num, (B, H))
+    cdef K.rf_fpmode mode
+    with nogil:
+        mode = K.enter()
+        if num == cnp.NPY_FLOAT:
+            forward[float](&s, <float *>s.w_hh)
+        else:
+            forward[double](&s, <double *>s.w_hh)
+        K.rf_ftz_leave(mode)
+    if not keep:
+        return y, h, c, None
+    tape = {"x": x, "batch_sizes": batch_sizes, "resets": resets, "w_ih": w_ih, "w_hh": w_hh,
+            "w_hr": w_hr, "peephole": peephole, "norm": norm, "gate": gate, "coupled": coupled,
+            "clip": clip, "reverse": reverse, "gates": a, **kept}
+    return y, h, c, tape
+
+
+def lstm_backward(tape, dy, dh_n, dc_n, grads, need_dx=True):
+    """Twin of `rnnfast.reference.lstm.lstm_backward`."""
+    w_hh, w_hr, peephole, norm = (tape[k] for k in ("w_hh", "w_hr", "peephole", "norm"))
+    cdef int num = _seq.typenum(w_hh)
+    cdef Py_ssize_t N = len(tape["x"]), B = len(dh_n), H = dc_n.shape[1], P = w_hh.shape[1]
+    cdef Py_ssize_t W = w_hh.shape[0]
+    cdef bint coupled = tape["coupled"]
+    cdef Lstm s
+    dtype = w_hh.dtype
+    offsets = _seq.offsets_of(tape["batch_sizes"], B, N)
+    setup(&s, tape["batch_sizes"], offsets, tape["resets"], w_hh, w_hr, peephole, norm,
+          tape["gate"], coupled, tape["clip"], tape["reverse"], N, B, H)
+    data(dh_n, "dh_n", num, (B, P))
+    data(dc_n, "dc_n", num, (B, H))
+    dh, dc = dh_n.copy(), dc_n.copy()
+    da = np.empty((N, W), dtype)
+    dah = da if norm is None else np.empty((N, W), dtype)
+    dcn = None if norm is None else np.empty((N, H), dtype)
+    cn = None if norm is None else np.empty((B, H), dtype)
+    dp = None if w_hr is None else np.empty((N, P), dtype)
+    dm = None if w_hr is None else np.empty((B, H), dtype)
+    s.dy = data(dy, "dy", num, (N, P))
+    s.h = data(dh, "dh", num, (B, P))
+    s.c = data(dc, "dc", num, (B, H))
+    s.a = data(tape["gates"], "gates", num, (N, W))
+    s.c_prev = data(tape["c_prev"], "c_prev", num, (N, H))
+    s.tanh_c = data(tape["tanh_c"], "tanh_c", num, (N, H))
+    s.c_t = data(tape.get("c"), "c", num, (N, H))
+    s.da = data(da, "da", num, (N, W))
+    s.dah = data(dah, "dah", num, (N, W))
+    s.dcn = data(dcn, "dcn", num, (N, H))
+    s.cn = data(cn, "cn", num, (B, H))
+    s.dp = data(dp, "dp", num, (N, P))
+    s.dm = data(dm, "dm", num, (B, H))
+    s.hhat = data(tape.get("hhat"), "hhat", num, (N, W))
+    s.h_rstd = data(tape.get("h_rstd"), "h_rstd", num, (N, 1))
+    s.chat = data(tape.get("chat"), "chat", num, (N, H))
+    s.c_rstd = data(tape.get("c_rstd"), "c_rstd", num, (N, 1))
+    cdef K.rf_fpmode mode
+    with nogil:
+        mode = K.enter()
+        if num == cnp.NPY_FLOAT:
+            backward[float](&s, <float *>s.w_hh)
+        else:
+            backward[double](&s, <double *>s.w_hh)
+        K.rf_ftz_leave(mode)
+    weight_product(dah, tape["h_prev"], grads["w_hh"])  # B7
+    for bias in ("b_ih", "b_hh"):
+        if bias in grads:
+            column_sum(da, grads[bias])  # B8
+    if w_hr is not None:
+        weight_product(dp, tape["m"], grads["w_hr"])
+    if peephole is not None:
+        p = grads["peephole"]
+        column_dot(da, tape["c_prev"], p[0])
+        if not coupled:
+            column_dot(da, tape["c_prev"], p[1], H)
+        column_dot(da, tape["c"], p[2], W - H)
+    dax = da
+    if norm is not None:
+        column_dot(da, tape["xhat"], grads["gain_ih"])
+        column_dot(da, tape["hhat"], grads["gain_hh"])
+        column_dot(dcn, tape["chat"], grads["gain_c"])
+        column_sum(dcn, grads["bias_c"])
+        dax = layer_norm_backward(da, norm[0], tape["xhat"], tape["x_rstd"][:, 0])
+    dx = input_product_backward(tape["x"], tape["w_ih"], dax, grads["w_ih"], need_dx)  # B9
+    return dx, dh, dc

@@ -1,0 +1,125 @@
+"""The tanh or ReLU recurrence over BLAS. Twins: rnnfast.reference.rnn, which explains the
+arguments; equations and labels: docs/math.md."""
+
+import numpy as np
+
+cimport numpy as cnp
+from libc.stdint cimport int64_t
+from libc.string cimport memcpy
+
+from rnnfast cimport _kernels as K
+from rnnfast cimport _seq
+from rnnfast._blas cimport gemm
+from rnnfast._seq cimport Packed, data, time_of
+from rnnfast._types cimport real_t
+
+from rnnfast._dense import (
+    column_sum,
+    input_product,
+    input_product_backward,
+    total_bias,
+    weight_product,
+)
+
+cnp.import_array()
+
+
+cdef void forward(const Packed *q, Py_ssize_t H, K.rf_act f, const real_t *w_hh, real_t *a,
+                  real_t *h, real_t *h_prev, real_t *y, Py_ssize_t ldy) noexcept nogil:
+    """a: [N,H] W_ih x + b; h: [B,H] state, in and out; h_prev: [N,H] out, or NULL."""
+    cdef Py_ssize_t s, t, n, row
+    for s in range(q.T):
+        t = time_of(q, s)
+        n = q.sizes[t]
+        row = q.offsets[t]
+        _seq.zero_reset_rows(q, t, H, h)
+        if h_prev != NULL:
+            memcpy(h_prev + row * H, h, n * H * sizeof(real_t))
+        gemm(False, True, n, H, H, h, H, w_hh, H, <real_t>1, a + row * H, H)  # F2
+        K.rnn_forward(n, H, f, a + row * H, h, y + row * ldy, ldy)  # F3
+
+
+cdef void backward(const Packed *q, Py_ssize_t H, K.rf_act f, const real_t *w_hh,
+                   const real_t *h, const real_t *dy, real_t *dh, real_t *da) noexcept nogil:
+    """h: [N,H] the states; dy: [N,H] or NULL; dh: [B,H] in dE/dh_n, out dE/dh0; da: [N,H] out."""
+    cdef Py_ssize_t s, t, n, row
+    for s in range(q.T - 1, -1, -1):
+        t = time_of(q, s)
+        n = q.sizes[t]
+        row = q.offsets[t]
+        K.rnn_backward(n, H, f, h + row * H, dh, dy + row * H if dy != NULL else NULL, H,
+                       da + row * H)  # B1, B2
+        gemm(False, False, n, H, H, da + row * H, H, w_hh, H, <real_t>0, dh, H)  # B3
+        _seq.zero_reset_rows(q, t, H, dh)
+
+
+def rnn_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonlinearity="tanh",
+                resets=None, reverse=False, keep=True, out=None):
+    """Twin of `rnnfast.reference.rnn.rnn_forward`."""
+    cdef int num = _seq.typenum(w_hh)
+    cdef Py_ssize_t N = len(x), B = len(h0), H = w_hh.shape[0], ldy
+    cdef Packed q
+    cdef K.rf_act f = K.activation(nonlinearity)
+    offsets = _seq.offsets_of(batch_sizes, B, N)
+    _seq.pack(&q, batch_sizes, offsets, resets, B, N, reverse)
+    cdef void *w = data(w_hh, "w_hh", num, (H, H))
+    data(h0, "h0", num, (B, H))
+    h = h0.copy()
+    y = np.empty((N, H), w_hh.dtype) if out is None else out
+    cdef void *py = _seq.strided(y, "out", num, N, H, &ldy)
+    h_prev = np.empty((N, H), w_hh.dtype) if keep else None
+    a = input_product(x, w_ih, total_bias(b_ih, b_hh))  # F1
+    cdef void *pa = data(a, "a", num, (N, H))
+    cdef void *ph = data(h, "h", num, (B, H))
+    cdef void *php = data(h_prev, "h_prev", num, (N, H))
+    cdef K.rf_fpmode mode
+    with nogil:
+        mode = K.enter()
+        if num == cnp.NPY_FLOAT:
+            forward[float](&q, H, f, <float *>w, <float *>pa, <float *>ph, <float *>php,
+                           <float *>py, ldy)
+        else:
+            forward[double](&q, H, f, <double *>w, <double *>pa, <double *>ph, <double *>php,
+                            <double *>py, ldy)
+        K.rf_ftz_leave(mode)
+    if not keep:
+        return y, h, None
+    tape = {"x": x, "batch_sizes": batch_sizes, "resets": resets, "w_ih": w_ih, "w_hh": w_hh,
+            "reverse": reverse, "nonlinearity": nonlinearity, "h": np.array(y, order="C"),
+            "h_prev": h_prev}
+    return y, h, tape
+
+
+def rnn_backward(tape, dy, dh_n, grads, need_dx=True):
+    """Twin of `rnnfast.reference.rnn.rnn_backward`."""
+    w_hh = tape["w_hh"]
+    cdef int num = _seq.typenum(w_hh)
+    cdef Py_ssize_t N = len(tape["x"]), B = len(dh_n), H = w_hh.shape[0]
+    cdef Packed q
+    cdef K.rf_act f = K.activation(tape["nonlinearity"])
+    offsets = _seq.offsets_of(tape["batch_sizes"], B, N)
+    _seq.pack(&q, tape["batch_sizes"], offsets, tape["resets"], B, N, tape["reverse"])
+    cdef void *w = data(w_hh, "w_hh", num, (H, H))
+    cdef void *ph = data(tape["h"], "h", num, (N, H))
+    cdef void *pdy = data(dy, "dy", num, (N, H))
+    data(dh_n, "dh_n", num, (B, H))
+    dh = dh_n.copy()
+    da = np.empty((N, H), w_hh.dtype)
+    cdef void *pdh = data(dh, "dh", num, (B, H))
+    cdef void *pda = data(da, "da", num, (N, H))
+    cdef K.rf_fpmode mode
+    with nogil:
+        mode = K.enter()
+        if num == cnp.NPY_FLOAT:
+            backward[float](&q, H, f, <float *>w, <float *>ph, <float *>pdy, <float *>pdh,
+                            <float *>pda)
+        else:
+            backward[double](&q, H, f, <double *>w, <double *>ph, <double *>pdy, <double *>pdh,
+                             <double *>pda)
+        K.rf_ftz_leave(mode)
+    weight_product(da, tape["h_prev"], grads["w_hh"])  # B4
+    for bias in ("b_ih", "b_hh"):
+        if bias in grads:
+            column_sum(da, grads[bias])  # B5
+    dx = input_product_backward(tape["x"], tape["w_ih"], da, grads["w_ih"], need_dx)  # B6
+    return dx, dh

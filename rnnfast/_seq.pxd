@@ -1,0 +1,37 @@
+cimport numpy as cnp
+from libc.stdint cimport int64_t, uint8_t
+
+from rnnfast._types cimport real_t
+
+# A packed batch: row offsets[t] + b of an [N, ...] array is step t of sequence b. Sequences are
+# sorted by length, longest first, so the sizes[t] sequences that are alive at t are the first.
+cdef struct Packed:
+    Py_ssize_t T
+    Py_ssize_t B
+    Py_ssize_t N
+    const int64_t *sizes
+    const int64_t *offsets
+    const uint8_t *resets      # [N] or NULL
+    bint reverse
+
+# Step s of the recurrence visits this time step; backward goes through s downwards.
+cdef inline Py_ssize_t time_of(const Packed *q, Py_ssize_t s) noexcept nogil:
+    return q.T - 1 - s if q.reverse else s
+
+cdef int typenum(object x) except -1
+cdef void *data(object a, str name, int num, tuple shape) except? NULL
+cdef object offsets_of(object batch_sizes, Py_ssize_t B, Py_ssize_t N)
+cdef void pack(Packed *q, object batch_sizes, object offsets, object resets, Py_ssize_t B,
+               Py_ssize_t N, bint reverse) except *
+
+cdef void zero_reset_rows(const Packed *q, Py_ssize_t t, Py_ssize_t n, real_t *state) noexcept nogil
+cdef void fill_rows(Py_ssize_t N, Py_ssize_t n, const real_t *row, real_t *out) noexcept nogil
+cdef void gather_rows(Py_ssize_t N, Py_ssize_t n, const int64_t *ids, const real_t *table,
+                      real_t *out) noexcept nogil
+cdef void scatter_rows(Py_ssize_t N, Py_ssize_t n, const int64_t *ids, const real_t *rows,
+                       real_t *table) noexcept nogil
+cdef void put_rows(Py_ssize_t N, Py_ssize_t n, const real_t *rows, real_t *out,
+                   Py_ssize_t ld) noexcept nogil
+cdef void *strided(object a, str name, int num, Py_ssize_t N, Py_ssize_t n,
+                   Py_ssize_t *ld) except? NULL
+cdef void *checked_ids(object ids, Py_ssize_t N, Py_ssize_t V) except? NULL

@@ -1,0 +1,171 @@
+"""What the three cells share: checked arrays, packed batches, rows."""
+
+import numpy as np
+
+cimport numpy as cnp
+from libc.stdint cimport int64_t, uint8_t
+from libc.string cimport memcpy, memset
+
+from rnnfast cimport _kernels as K
+
+cnp.import_array()
+
+
+cdef int typenum(object x) except -1:
+    """NPY_FLOAT or NPY_DOUBLE of an array; any other dtype is a TypeError."""
+    if not isinstance(x, np.ndarray):
+        raise TypeError(f"expected an ndarray, got {type(x).__name__}")
+    cdef int num = cnp.PyArray_TYPE(<cnp.ndarray>x)
+    if num != cnp.NPY_FLOAT and num != cnp.NPY_DOUBLE:
+        raise TypeError(f"expected float32 or float64, got {x.dtype}")
+    return num
+
+
+cdef void *data(object a, str name, int num, tuple shape) except? NULL:
+    """The memory of a C-contiguous array of just this dtype and shape; None gives NULL."""
+    if a is None:
+        return NULL
+    if not isinstance(a, np.ndarray):
+        raise TypeError(f"{name}: expected an ndarray, got {type(a).__name__}")
+    cdef cnp.ndarray arr = <cnp.ndarray>a
+    if cnp.PyArray_TYPE(arr) != num or not cnp.PyArray_ISBEHAVED_RO(arr):
+        raise TypeError(f"{name}: expected {np.dtype(cnp.PyArray_DescrFromType(num))} in native "
+                        f"byte order, got {a.dtype}")
+    if (<object>arr).shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {(<object>arr).shape}")
+    if not cnp.PyArray_IS_C_CONTIGUOUS(arr):
+        raise ValueError(f"{name}: expected a C-contiguous array")
+    return cnp.PyArray_DATA(arr)
+
+
+cdef object offsets_of(object batch_sizes, Py_ssize_t B, Py_ssize_t N):
+    """Row of each step's first sequence, [T], after checking that the sizes make sense."""
+    if not isinstance(batch_sizes, np.ndarray) or batch_sizes.dtype != np.int64 \
+            or batch_sizes.ndim != 1 or not batch_sizes.flags.c_contiguous:
+        raise TypeError("batch_sizes: expected a contiguous int64 vector")
+    cdef const int64_t[::1] sizes = batch_sizes
+    cdef Py_ssize_t t
+    cdef int64_t before = B, total = 0
+    offsets = np.empty(len(sizes), np.int64)
+    cdef int64_t[::1] out = offsets
+    for t in range(sizes.shape[0]):
+        if sizes[t] < 0 or sizes[t] > before:
+            raise ValueError(f"batch_sizes must not increase and lie in [0, {B}], "
+                             f"got {sizes[t]} at step {t}")
+        out[t] = total
+        before = sizes[t]
+        total += before
+    if total != N:
+        raise ValueError(f"batch_sizes add up to {total}, but there are {N} rows")
+    return offsets
+
+
+cdef void pack(Packed *q, object batch_sizes, object offsets, object resets, Py_ssize_t B,
+               Py_ssize_t N, bint reverse) except *:
+    q.T, q.B, q.N, q.reverse = len(batch_sizes), B, N, reverse
+    q.sizes = <const int64_t *>data(batch_sizes, "batch_sizes", cnp.NPY_INT64, (q.T,))
+    q.offsets = <const int64_t *>data(offsets, "offsets", cnp.NPY_INT64, (q.T,))
+    q.resets = <const uint8_t *>data(resets, "resets", cnp.NPY_UINT8, (N,))
+
+
+cdef void zero_reset_rows(const Packed *q, Py_ssize_t t, Py_ssize_t n, real_t *state) noexcept nogil:
+    """state[b] = 0 where resets[t, b]; state: [B, n]."""
+    cdef Py_ssize_t b
+    if q.resets == NULL:
+        return
+    for b in range(q.sizes[t]):
+        if q.resets[q.offsets[t] + b]:
+            memset(state + b * n, 0, n * sizeof(real_t))
+
+
+cdef void fill_rows(Py_ssize_t N, Py_ssize_t n, const real_t *row, real_t *out) noexcept nogil:
+    """out[i] = row, or 0 where row is NULL; out: [N, n]."""
+    cdef Py_ssize_t i
+    if row == NULL:
+        memset(out, 0, N * n * sizeof(real_t))
+        return
+    for i in range(N):
+        memcpy(out + i * n, row, n * sizeof(real_t))
+
+
+cdef void gather_rows(Py_ssize_t N, Py_ssize_t n, const int64_t *ids, const real_t *table,
+                      real_t *out) noexcept nogil:
+    """out[i] = table[ids[i]]."""
+    cdef Py_ssize_t i
+    for i in range(N):
+        memcpy(out + i * n, table + ids[i] * n, n * sizeof(real_t))
+
+
+cdef void scatter_rows(Py_ssize_t N, Py_ssize_t n, const int64_t *ids, const real_t *rows,
+                       real_t *table) noexcept nogil:
+    """table[ids[i]] += rows[i], i ascending: repeated ids add up."""
+    cdef Py_ssize_t i
+    for i in range(N):
+        K.add(n, rows + i * n, table + ids[i] * n)
+
+
+cdef void put_rows(Py_ssize_t N, Py_ssize_t n, const real_t *rows, real_t *out,
+                   Py_ssize_t ld) noexcept nogil:
+    """out[i] = rows[i]; rows of out lie ld apart."""
+    cdef Py_ssize_t i
+    for i in range(N):
+        memcpy(out + i * ld, rows + i * n, n * sizeof(real_t))
+
+
+def gather(ids, table, out):
+    """out[i] = table[ids[i]]: the look-up that stands for a product with one-hot rows.
+
+    ids: int64 [N], in [0, V); table: [V, n]; out: [N, n] of table's dtype.
+    """
+    cdef Py_ssize_t N = out.shape[0], n = out.shape[1]
+    cdef int num = typenum(table)
+    cdef const int64_t *i = <const int64_t *>checked_ids(ids, N, table.shape[0])
+    cdef void *t = data(table, "table", num, (table.shape[0], n))
+    cdef void *o = data(out, "out", num, (N, n))
+    with nogil:
+        if num == cnp.NPY_FLOAT:
+            gather_rows[float](N, n, i, <float *>t, <float *>o)
+        else:
+            gather_rows[double](N, n, i, <double *>t, <double *>o)
+
+
+def scatter_add(ids, rows, table):
+    """table[ids[i]] += rows[i], i ascending; shapes as in `gather`."""
+    cdef Py_ssize_t N = rows.shape[0], n = rows.shape[1]
+    cdef int num = typenum(table)
+    cdef const int64_t *i = <const int64_t *>checked_ids(ids, N, table.shape[0])
+    cdef void *t = data(table, "table", num, (table.shape[0], n))
+    cdef void *r = data(rows, "rows", num, (N, n))
+    cdef K.rf_fpmode mode
+    with nogil:
+        mode = K.enter()
+        if num == cnp.NPY_FLOAT:
+            scatter_rows[float](N, n, i, <float *>r, <float *>t)
+        else:
+            scatter_rows[double](N, n, i, <double *>r, <double *>t)
+        K.rf_ftz_leave(mode)
+
+
+cdef void *checked_ids(object ids, Py_ssize_t N, Py_ssize_t V) except? NULL:
+    cdef void *p = data(ids, "ids", cnp.NPY_INT64, (N,))
+    if N and (ids.min() < 0 or ids.max() >= V):
+        raise ValueError(f"ids must lie in [0, {V}), got {ids.min()} to {ids.max()}")
+    return p
+
+
+cdef void *strided(object a, str name, int num, Py_ssize_t N, Py_ssize_t n,
+                   Py_ssize_t *ld) except? NULL:
+    """The memory of a writable [N, n] array whose rows are contiguous and lie *ld apart."""
+    if not isinstance(a, np.ndarray):
+        raise TypeError(f"{name}: expected an ndarray, got {type(a).__name__}")
+    cdef cnp.ndarray arr = <cnp.ndarray>a
+    if cnp.PyArray_TYPE(arr) != num or not cnp.PyArray_ISBEHAVED(arr):
+        raise TypeError(f"{name}: expected a writable "
+                        f"{np.dtype(cnp.PyArray_DescrFromType(num))}, got {a.dtype}")
+    if (<object>arr).shape != (N, n):
+        raise ValueError(f"{name}: expected shape {(N, n)}, got {(<object>arr).shape}")
+    cdef Py_ssize_t size = cnp.PyArray_ITEMSIZE(arr)
+    ld[0] = n if N < 2 else arr.strides[0] // size
+    if (n > 1 and arr.strides[1] != size) or ld[0] < n or (N > 1 and arr.strides[0] % size):
+        raise ValueError(f"{name}: expected rows that are contiguous and do not overlap")
+    return cnp.PyArray_DATA(arr)

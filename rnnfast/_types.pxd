@@ -1,0 +1,3 @@
+ctypedef fused real_t:
+    float
+    double

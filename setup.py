@@ -1,0 +1,106 @@
+"""Build of the compiled modules. What is built is said here; everything else is in pyproject.toml.
+
+Only ``_kernels`` compiles ``csrc/``. The ISA of each C file is chosen inside the file, so all
+files take the same flags. ``RNNFAST_DEBUG=1`` turns on bounds checks and C asserts.
+"""
+
+import os
+import re
+import sys
+from glob import glob
+from pathlib import Path
+
+import numpy
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+os.chdir(Path(__file__).resolve().parent)
+DEBUG = os.environ.get("RNNFAST_DEBUG", "") not in ("", "0")
+MODULES = ["_seq", "_blas", "_dense", "_rnn", "_lstm", "_gru", "_loss", "_clip", "_optim"]
+
+
+def read_kernels():
+    """The rows of csrc/kernels.inc as (result, name, [(type, argument), ...])."""
+    text = re.sub(r"/\*.*?\*/", "", Path("csrc/kernels.inc").read_text(), flags=re.DOTALL)
+    for result, name, arguments in re.findall(r"KERNEL\((\w+),\s*(\w+),\s*\((.*?)\)\)", text, re.DOTALL):
+        split = [re.fullmatch(r"\s*(.*?)(\w+)\s*", a, re.DOTALL) for a in arguments.split(",")]
+        yield result, name, [(m[1].strip(), m[2]) for m in split]
+
+
+def write_if_changed(path, text):
+    path = Path(path)
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+
+
+def write_kernel_declarations():
+    """Tell Cython of the kernels: the two tables, and per kernel one function over both dtypes."""
+    head = "# Written by setup.py from csrc/kernels.inc.\n"
+    tables, declarations, definitions = [], [], []
+    for suffix, ctype in (("f32", "float"), ("f64", "double")):
+        tables.append(f"    ctypedef struct rf_table_{suffix}:\n        const char *isa")
+        for result, name, arguments in read_kernels():
+            types = ", ".join(t.replace("REAL", ctype) for t, _ in arguments)
+            tables.append(f"        {result} (*{name})({types}) noexcept nogil")
+    for result, name, arguments in read_kernels():
+        typed = ", ".join(f"{t.replace('REAL', 'real_t')} {a}" for t, a in arguments)
+        names = ", ".join(a for _, a in arguments)
+        call = "return " if result != "void" else ""
+        declarations.append(f"cdef {result} {name}({typed}) noexcept nogil")
+        definitions.append(
+            f"cdef {result} {name}({typed}) noexcept nogil:\n"
+            f"    if real_t is float:\n        {call}f32.{name}({names})\n"
+            f"    else:\n        {call}f64.{name}({names})\n"
+        )
+    table = 'cdef extern from "rnnfast.h" nogil:\n' + "\n".join(tables)
+    write_if_changed("rnnfast/_kernel_tables.pxi", f"{head}{table}\n\n" + "\n".join(declarations) + "\n")
+    write_if_changed("rnnfast/_kernel_calls.pxi", head + "\n".join(definitions))
+
+
+def extensions():
+    if sys.platform == "win32" and "clang" not in os.environ.get("CC", ""):
+        flags = ["/O2", "/std:c11", "/fp:precise"]
+    else:
+        # contraction off: no compiler may add or drop an fma (docs/arithmetic.md)
+        flags = ["-O3", "-std=c11", "-ffp-contract=off", "-fno-math-errno", "-g0"]
+        if DEBUG:
+            flags += ["-O1", "-g", "-UNDEBUG"]
+    flags += os.environ.get("RNNFAST_CFLAGS", "").split()
+    link = os.environ.get("RNNFAST_LDFLAGS", "").split()
+    common = {
+        "include_dirs": ["csrc", numpy.get_include()],
+        "extra_compile_args": flags,
+        "extra_link_args": link,
+        "define_macros": [("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
+    }
+    headers = glob("csrc/*.h") + glob("csrc/*.inc") + glob("csrc/simd/*.h")
+    yield Extension(
+        "rnnfast._kernels",
+        ["rnnfast/_kernels.pyx", *sorted(glob("csrc/*.c"))],
+        depends=[*headers, *glob("rnnfast/_kernel_*.pxi")],
+        **common,
+    )
+    for name in MODULES:
+        yield Extension(f"rnnfast.{name}", [f"rnnfast/{name}.pyx"], depends=headers, **common)
+
+
+write_kernel_declarations()
+setup(
+    ext_modules=cythonize(
+        list(extensions()),
+        compiler_directives={
+            "language_level": 3,
+            "boundscheck": DEBUG,
+            "wraparound": False,
+            "initializedcheck": DEBUG,
+            "cdivision": True,
+            "embedsignature": True,
+            "embedsignature.format": "python",
+            "binding": True,
+            "freethreading_compatible": False,
+        },
+        annotate=os.environ.get("RNNFAST_ANNOTATE", "") not in ("", "0"),
+        # the .c of a module depends on the generated lists, which cythonize follows by itself
+        force=DEBUG or bool(os.environ.get("RNNFAST_ANNOTATE")),
+    )
+)
