@@ -3,7 +3,7 @@ Fortran order."""
 
 from scipy.linalg.cython_blas cimport dgemm, sgemm
 
-from rnnfast._kernels cimport rf_fpmode, rf_ftz_keep, rf_ftz_leave
+from rnnfast cimport _kernels as K
 
 
 cdef void gemm(bint ta, bint tb, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k,
@@ -22,7 +22,7 @@ cdef void gemm(bint ta, bint tb, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k,
     cdef char op_b = b"T" if tb else b"N"
     cdef real_t one = 1
     cdef Py_ssize_t i, j
-    cdef rf_fpmode mode
+    cdef K.rf_fpmode mode
     if m == 0 or n == 0:
         return
     if k == 0:
@@ -34,13 +34,13 @@ cdef void gemm(bint ta, bint tb, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k,
         op_a, lda_ = b"N", k_
     if tb and (n == 1 or (k == 1 and ldb == 1)):
         op_b, ldb_ = b"N", n_
-    mode = rf_ftz_keep()
+    mode = K.gradual()
     if real_t is float:
         sgemm(&op_b, &op_a, &n_, &m_, &k_, &one, <float *>b, &ldb_, <float *>a, &lda_, &beta, c, &ldc_)
     else:
         dgemm(&op_b, &op_a, &n_, &m_, &k_, &one, <double *>b, &ldb_, <double *>a, &lda_, &beta, c,
               &ldc_)
-    rf_ftz_leave(mode)
+    K.leave(mode)
 
 
 def matmul(double[:, ::1] a, double[:, ::1] b, double[:, ::1] c, bint ta=False, bint tb=False,

@@ -37,14 +37,14 @@ def norm(g):
     cdef double top, total
     cdef K.rf_fpmode mode = K.enter()
     top = most(num, n, p)
-    K.rf_ftz_leave(mode)
+    K.leave(mode)
     if top == 0 or not math.isfinite(top):
         return top
     # a power of two, so the products are exact; kept normal itself, hence the bound
     cdef double alpha = math.ldexp(1.0, -max(-1000, min(1000, math.frexp(top)[1])))
     mode = K.enter()
     total = squares(num, n, alpha, p)
-    K.rf_ftz_leave(mode)
+    K.leave(mode)
     return math.sqrt(total) / alpha
 
 
@@ -60,7 +60,7 @@ def scale(g, double factor):
             K.scale(n, <float>factor, <float *>p)
         else:
             K.scale(n, factor, <double *>p)
-        K.rf_ftz_leave(mode)
+        K.leave(mode)
 
 
 def clamp(g, double limit):
@@ -75,4 +75,4 @@ def clamp(g, double limit):
             K.clamp(n, <float>limit, <float *>p)
         else:
             K.clamp(n, limit, <double *>p)
-        K.rf_ftz_leave(mode)
+        K.leave(mode)

@@ -42,7 +42,7 @@ cdef object plus(object x, object y):
         K.add(n, <float *>px, <float *>po)
     else:
         K.add(n, <double *>px, <double *>po)
-    K.rf_ftz_leave(mode)
+    K.leave(mode)
     return out
 
 
@@ -137,7 +137,7 @@ def column_sum(a, out):
             K.column_sum(N, n, <float *>pa, n, <float *>po)
         else:
             K.column_sum(N, n, <double *>pa, n, <double *>po)
-        K.rf_ftz_leave(mode)
+        K.leave(mode)
 
 
 def column_dot(a, x, out, Py_ssize_t column=0):
@@ -157,7 +157,7 @@ def column_dot(a, x, out, Py_ssize_t column=0):
             K.column_dot(N, n, <float *>(pa + skip), width, <float *>px, n, <float *>po)
         else:
             K.column_dot(N, n, <double *>(pa + skip), width, <double *>px, n, <double *>po)
-        K.rf_ftz_leave(mode)
+        K.leave(mode)
 
 
 def layer_norm_forward(x, gain, bias=None, y=None):
@@ -183,7 +183,7 @@ def layer_norm_forward(x, gain, bias=None, y=None):
         else:
             K.layer_norm_forward(N, n, EPS, <double *>px, <double *>pg, <double *>pb,
                                  <double *>ph, <double *>pr, <double *>py, accumulate)
-        K.rf_ftz_leave(mode)
+        K.leave(mode)
     return y, xhat, rstd
 
 
@@ -206,7 +206,7 @@ def layer_norm_backward(dy, gain, xhat, rstd):
         else:
             K.layer_norm_backward(N, n, <double *>pd, <double *>pg, <double *>ph, <double *>pr,
                                   <double *>po)
-        K.rf_ftz_leave(mode)
+        K.leave(mode)
     return dx
 
 

@@ -238,7 +238,7 @@ def gru_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, reset_a
                 forward_after[double](&s, <double *>s.w_hh)
             else:
                 forward_before[double](&s, <double *>s.w_hh)
-        K.rf_ftz_leave(mode)
+        K.leave(mode)
     if not keep:
         return y, h, None
     tape = {"x": x, "batch_sizes": batch_sizes, "resets": resets, "w_ih": w_ih, "w_hh": w_hh,
@@ -288,7 +288,7 @@ def gru_backward(tape, dy, dh_n, grads, need_dx=True):
                 backward_after[double](&s, <double *>s.w_hh)
             else:
                 backward_before[double](&s, <double *>s.w_hh)
-        K.rf_ftz_leave(mode)
+        K.leave(mode)
     dw = grads["w_hh"]
     if after:
         weight_product(dm, tape["h_prev"], dw)  # B6

@@ -17,9 +17,6 @@ cdef extern from "rnnfast.h" nogil:
         int coupled
         double clip
     ctypedef uint64_t rf_fpmode
-    rf_fpmode rf_ftz_enter()
-    rf_fpmode rf_ftz_keep()
-    void rf_ftz_leave(rf_fpmode before)
 
 ctypedef const rf_lstm *const_lstm
 
@@ -28,5 +25,7 @@ include "_kernel_tables.pxi"
 # The floating-point mode of everything that is not inside BLAS: denormals flushed unless the
 # caller asked to keep them (docs/arithmetic.md, section 5).
 cdef rf_fpmode enter() noexcept nogil
+cdef rf_fpmode gradual() noexcept nogil
+cdef void leave(rf_fpmode before) noexcept nogil
 
 cdef rf_act activation(object spec) except *

@@ -13,6 +13,9 @@ cnp.import_array()
 
 
 cdef extern from "rnnfast.h" nogil:
+    rf_fpmode rf_ftz_enter()
+    rf_fpmode rf_ftz_keep()
+    void rf_ftz_leave(rf_fpmode before)
     int rf_isa_count()
     const char *rf_isa_name(int k)
     int rf_isa_runs(int k)
@@ -31,6 +34,14 @@ include "_kernel_calls.pxi"
 
 cdef rf_fpmode enter() noexcept nogil:
     return rf_ftz_enter() if flush else rf_ftz_keep()
+
+
+cdef rf_fpmode gradual() noexcept nogil:
+    return rf_ftz_keep()
+
+
+cdef void leave(rf_fpmode before) noexcept nogil:
+    rf_ftz_leave(before)
 
 
 # ---- choice of instruction set and of the denormals' treatment --------------------------------
@@ -132,7 +143,7 @@ cdef void apply_named(str name, Py_ssize_t n, real_t *x, real_t *y) except *:
         relu(n, x, y)
     else:
         log1p(n, x, y)
-    rf_ftz_leave(mode)
+    leave(mode)
 
 
 def apply(str name, x, str isa=None, str denormals=None):

@@ -27,7 +27,7 @@ def softmax(z):
             K.softmax(N, V, <float *>pz, <float *>pp)
         else:
             K.softmax(N, V, <double *>pz, <double *>pp)
-        K.rf_ftz_leave(mode)
+        K.leave(mode)
     return p
 
 
@@ -55,7 +55,7 @@ def softmax_cross_entropy(z, targets, scale, weight=None, double smoothing=0.0, 
             total = K.softmax_cross_entropy(N, V, <double *>pz, <int64_t *>py, smoothing,
                                             <double *>ps, <double *>pw, <double *>pl,
                                             <double *>pd)
-        K.rf_ftz_leave(mode)
+        K.leave(mode)
     return total, loss
 
 
@@ -78,7 +78,7 @@ def sigmoid_cross_entropy(z, target, double scale=1.0):
         else:
             total = K.sigmoid_cross_entropy(N, V, <double *>pz, <double *>pt, scale,
                                             <double *>pl, <double *>pd)
-        K.rf_ftz_leave(mode)
+        K.leave(mode)
     return total, loss, dz
 
 
@@ -101,5 +101,5 @@ def quadratic_error(y, target, double scale=1.0):
         else:
             total = K.quadratic_error(N, V, <double *>py, <double *>pt, scale, <double *>pl,
                                       <double *>pd)
-        K.rf_ftz_leave(mode)
+        K.leave(mode)
     return total, loss, dy

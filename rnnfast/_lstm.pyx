@@ -247,7 +247,7 @@ def lstm_forward(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih=None, b_hh=None, *, w_
             forward[float](&s, <float *>s.w_hh)
         else:
             forward[double](&s, <double *>s.w_hh)
-        K.rf_ftz_leave(mode)
+        K.leave(mode)
     if not keep:
         return y, h, c, None
     tape = {"x": x, "batch_sizes": batch_sizes, "resets": resets, "w_ih": w_ih, "w_hh": w_hh,
@@ -301,7 +301,7 @@ def lstm_backward(tape, dy, dh_n, dc_n, grads, need_dx=True):
             backward[float](&s, <float *>s.w_hh)
         else:
             backward[double](&s, <double *>s.w_hh)
-        K.rf_ftz_leave(mode)
+        K.leave(mode)
     weight_product(dah, tape["h_prev"], grads["w_hh"])  # B7
     for bias in ("b_ih", "b_hh"):
         if bias in grads:

@@ -28,7 +28,7 @@ def sgd_step(g, p, buf, double lr, double momentum, double keep, double decay, b
         else:
             K.sgd_step(n, <double *>pg, <double *>pp, <double *>pb, lr, momentum, keep, decay,
                        nesterov)
-        K.rf_ftz_leave(mode)
+        K.leave(mode)
 
 
 def adam_step(g, p, m, v, vmax, double step, double beta1, double beta2, double root, double eps,
@@ -51,7 +51,7 @@ def adam_step(g, p, m, v, vmax, double step, double beta1, double beta2, double 
         else:
             K.adam_step(n, <double *>pg, <double *>pp, <double *>pm, <double *>pv, <double *>px,
                         step, beta1, beta2, root, eps, decay, shrink)
-        K.rf_ftz_leave(mode)
+        K.leave(mode)
 
 
 def rmsprop_step(g, p, v, buf, double lr, double alpha, double eps, double decay,
@@ -72,7 +72,7 @@ def rmsprop_step(g, p, v, buf, double lr, double alpha, double eps, double decay
         else:
             K.rmsprop_step(n, <double *>pg, <double *>pp, <double *>pv, <double *>pb, lr, alpha,
                            eps, decay, momentum)
-        K.rf_ftz_leave(mode)
+        K.leave(mode)
 
 
 def adagrad_step(g, p, v, double lr, double eps, double decay):
@@ -90,4 +90,4 @@ def adagrad_step(g, p, v, double lr, double eps, double decay):
                            <float>decay)
         else:
             K.adagrad_step(n, <double *>pg, <double *>pp, <double *>pv, lr, eps, decay)
-        K.rf_ftz_leave(mode)
+        K.leave(mode)

@@ -81,7 +81,7 @@ def rnn_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonline
         else:
             forward[double](&q, H, f, <double *>w, <double *>pa, <double *>ph, <double *>php,
                             <double *>py, ldy)
-        K.rf_ftz_leave(mode)
+        K.leave(mode)
     if not keep:
         return y, h, None
     tape = {"x": x, "batch_sizes": batch_sizes, "resets": resets, "w_ih": w_ih, "w_hh": w_hh,
@@ -116,7 +116,7 @@ def rnn_backward(tape, dy, dh_n, grads, need_dx=True):
         else:
             backward[double](&q, H, f, <double *>w, <double *>ph, <double *>pdy, <double *>pdh,
                              <double *>pda)
-        K.rf_ftz_leave(mode)
+        K.leave(mode)
     weight_product(da, tape["h_prev"], grads["w_hh"])  # B4
     for bias in ("b_ih", "b_hh"):
         if bias in grads:

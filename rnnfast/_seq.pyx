@@ -143,7 +143,7 @@ def scatter_add(ids, rows, table):
             scatter_rows[float](N, n, i, <float *>r, <float *>t)
         else:
             scatter_rows[double](N, n, i, <double *>r, <double *>t)
-        K.rf_ftz_leave(mode)
+        K.leave(mode)
 
 
 cdef void *checked_ids(object ids, Py_ssize_t N, Py_ssize_t V) except? NULL:
@@ -166,6 +166,6 @@ cdef void *strided(object a, str name, int num, Py_ssize_t N, Py_ssize_t n,
         raise ValueError(f"{name}: expected shape {(N, n)}, got {(<object>arr).shape}")
     cdef Py_ssize_t size = cnp.PyArray_ITEMSIZE(arr)
     ld[0] = n if N < 2 else arr.strides[0] // size
-    if (n > 1 and arr.strides[1] != size) or ld[0] < n or (N > 1 and arr.strides[0] % size):
+    if N * n and ((n > 1 and arr.strides[1] != size) or ld[0] < n or (N > 1 and arr.strides[0] % size)):
         raise ValueError(f"{name}: expected rows that are contiguous and do not overlap")
     return cnp.PyArray_DATA(arr)

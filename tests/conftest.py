@@ -1,0 +1,29 @@
+"""Hypothesis profiles and the switches a test may turn, put back afterwards."""
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from rnnfast import _kernels
+
+common = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("quick", max_examples=25, derandomize=True, **common)
+settings.register_profile("thorough", max_examples=500, **common)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+@pytest.fixture
+def use_isa():
+    """A function that switches the instruction set for the rest of the test."""
+    before = _kernels.get_isa()
+    yield _kernels.set_isa
+    _kernels.set_isa(before)
+
+
+@pytest.fixture
+def use_denormals():
+    """A function that switches the treatment of denormals for the rest of the test."""
+    before = _kernels.get_denormals()
+    yield _kernels.set_denormals
+    _kernels.set_denormals(before)
