@@ -1,0 +1,108 @@
+"""Batches of sequences of different lengths as packed rows, and their division into blocks."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+#: Rows that one engine call covers at least, where the batch has so many: enough for a matrix
+#: product to run at full speed, few enough that a block's arrays stay in the nearer caches.
+BLOCK_ROWS = 1024
+
+
+class Packing:
+    """Where each step of each sequence of a (T, B) batch lies among the packed rows.
+
+    Sequences are sorted by length, longest first; row by row come step 0 of all sequences that
+    have one, then step 1, and so on. No row stands for padding.
+    """
+
+    def __init__(self, T, B, lengths=None, owner="Packing"):
+        self.T, self.B = T, B
+        self.order = self.index = self.lengths = None
+        if lengths is None:
+            self.batch_sizes = np.full(T, B, np.int64)
+            return
+        lengths = np.asarray(lengths)
+        if lengths.dtype.kind not in "iu":
+            raise TypeError(f"{owner}: lengths must be integers, got {lengths.dtype}")
+        if lengths.shape != (B,):
+            raise ValueError(f"{owner}: lengths must have shape {(B,)}, got {lengths.shape}")
+        if B and (lengths.min() < 0 or lengths.max() > T):
+            raise ValueError(f"{owner}: lengths must lie in [0, {T}], "
+                             f"got {lengths.min()} to {lengths.max()}")  # fmt: skip
+        self.lengths = lengths.astype(np.int64)
+        self.order = np.argsort(-self.lengths, kind="stable")
+        ended = np.bincount(self.lengths, minlength=T + 1)[:T].cumsum()
+        self.batch_sizes = (B - ended).astype(np.int64)
+        t = np.repeat(np.arange(T), self.batch_sizes)
+        b = np.concatenate([np.arange(n) for n in self.batch_sizes]) if B else t
+        self.index = t * B + self.order[b]
+
+    @property
+    def rows(self):
+        """N: packed rows."""
+        return int(self.batch_sizes.sum())
+
+    def pack(self, x):
+        """(T, B, ...) as (N, ...), C-contiguous."""
+        x = np.ascontiguousarray(x).reshape(self.T * self.B, *x.shape[2:])
+        return x if self.index is None else x[self.index]
+
+    def unpack(self, rows, pad="zero"):
+        """(N, ...) as (T, B, ...); past the end 0, or the sequence's last row again."""
+        if self.index is None:
+            return rows.reshape(self.T, self.B, *rows.shape[1:])
+        x = np.zeros((self.T * self.B, *rows.shape[1:]), rows.dtype)
+        x[self.index] = rows
+        x = x.reshape(self.T, self.B, *rows.shape[1:])
+        if pad == "repeat":
+            for b in np.flatnonzero(self.lengths):
+                x[self.lengths[b] :, b] = x[self.lengths[b] - 1, b]
+        return x
+
+    def pack_gradient(self, dx, pad="zero"):
+        """The way back through `unpack`: what was repeated adds up in the last row."""
+        if pad == "repeat" and self.index is not None:
+            dx = dx.copy()
+            for b in np.flatnonzero(self.lengths):
+                n = self.lengths[b]
+                dx[n - 1, b] += dx[n:, b].sum(axis=0)
+        return self.pack(dx)
+
+    def sort(self, state):
+        """(..., B, size) in the order of the packed sequences."""
+        return state if self.order is None else np.ascontiguousarray(state[:, self.order])
+
+    def unsort(self, state):
+        """The way back of `sort`."""
+        if self.order is None:
+            return state
+        out = np.empty_like(state)
+        out[:, self.order] = state
+        return out
+
+
+class Block(NamedTuple):
+    """Time steps start..stop and their packed rows."""
+
+    start: int
+    stop: int
+    rows: slice
+    sizes: np.ndarray
+
+
+def time_blocks(batch_sizes, least=BLOCK_ROWS):
+    """Consecutive blocks of time steps with at least `least` rows each (the last has what is left).
+
+    The division depends on the batch sizes alone, so every pass over the same batch makes the same
+    engine calls.
+    """
+    stops = np.cumsum(batch_sizes)
+    blocks, start, row = [], 0, 0
+    while start < len(batch_sizes):
+        stop = int(np.searchsorted(stops, row + least)) + 1
+        stop = min(stop, len(batch_sizes))
+        end = int(stops[stop - 1])
+        blocks.append(Block(start, stop, slice(row, end), batch_sizes[start:stop]))
+        start, row = stop, end
+    return blocks

@@ -1,0 +1,1075 @@
+"""Recurrent layers: validate, arrange the batch, call the engine. Thin on purpose; the arithmetic
+is in the functions of the engine, the equations in docs/math.md."""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rnnfast import _engine
+from rnnfast._module import Module
+from rnnfast._packing import Packing, time_blocks
+
+MERGES = ("concat", "sum", "mul", "average")
+
+
+def _positive(name, value, least=1):
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    return int(value)
+
+
+def _probability(name, value):
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {value}")
+    return float(value)
+
+
+def real_array(owner, name, x, dtype):
+    """x as a native, C-contiguous array of `dtype`; float16 is widened, which is exact.
+
+    Any other dtype is a TypeError: a silent conversion would hide a costly copy or a loss.
+    """
+    x = np.asarray(x)
+    if x.dtype.kind != "f" or x.dtype.newbyteorder("=") not in (dtype, np.dtype(np.float16)):
+        raise TypeError(f"{owner}: {name} must be {dtype}, got {x.dtype}")
+    return np.ascontiguousarray(x, dtype)
+
+
+@dataclass
+class Tape:
+    """What one call of ``forward`` keeps for ``backward``."""
+
+    packing: Packing
+    segments: list = field(default_factory=list)
+    unbatched: bool = False
+    pad_output: str = "zero"
+
+    @property
+    def nbytes(self):
+        """Bytes of all arrays the tape holds, each memory counted once."""
+        seen = {}
+
+        def visit(item):
+            if isinstance(item, np.ndarray):
+                while isinstance(item.base, np.ndarray):
+                    item = item.base
+                seen[id(item)] = item.nbytes
+            elif isinstance(item, dict):
+                for value in item.values():
+                    visit(value)
+            elif isinstance(item, list | tuple):
+                for value in item:
+                    visit(value)
+            elif isinstance(item, Packing):
+                visit(list(vars(item).values()))
+
+        visit([self.packing, self.segments])
+        return sum(seen.values())
+
+
+class Recurrent(Module):
+    """What RNN, LSTM and GRU share; see `LSTM` for the arguments."""
+
+    cell = ""
+    gates = 1
+    states = 1  # arrays per state: LSTM has h and c
+
+    def __init__(self, input_size, hidden_size, num_layers=1, bias=True, batch_first=False,
+                 dropout=0.0, bidirectional=False, proj_size=0, *, dtype="float32", seed=None,
+                 init="torch", forget_bias=None, merge="concat", layer_norm=False,
+                 checkpoint_every=None, **options):  # fmt: skip
+        super().__init__(dtype)
+        self.input_size = _positive("input_size", input_size)
+        self.hidden_size = _positive("hidden_size", hidden_size)
+        self.num_layers = _positive("num_layers", num_layers)
+        self.bias, self.batch_first = bool(bias), bool(batch_first)
+        self.dropout = _probability("dropout", dropout)
+        self.bidirectional = bool(bidirectional)
+        self.proj_size = _positive("proj_size", proj_size, least=0)
+        if self.proj_size >= self.hidden_size:
+            raise ValueError(f"proj_size must be below hidden_size, got {proj_size}")
+        if merge not in MERGES:
+            raise ValueError(f"merge must be one of {MERGES}, got {merge!r}")
+        self.merge, self.layer_norm = merge, bool(layer_norm)
+        if checkpoint_every is not None:
+            checkpoint_every = _positive("checkpoint_every", checkpoint_every)
+        self.checkpoint_every = checkpoint_every
+        self.options = options
+        self.training_rng = np.random.default_rng(seed)
+        self._initialise(init, forget_bias, self.training_rng)
+
+    # ---- parameters ------------------------------------------------------------------------
+
+    @property
+    def directions(self):
+        """1, or 2 where bidirectional."""
+        return 2 if self.bidirectional else 1
+
+    @property
+    def state_size(self):
+        """P: the size of h."""
+        return self.proj_size or self.hidden_size
+
+    @property
+    def output_size(self):
+        """Features of the output at each step."""
+        return self.state_size * (self.directions if self.merge == "concat" else 1)
+
+    def _gate_rows(self):
+        return self.gates * self.hidden_size
+
+    def _shapes(self, layer):
+        """Parameter shapes of one layer and direction: engine name -> (stem, shape)."""
+        rows, H = self._gate_rows(), self.hidden_size
+        width = self.input_size if layer == 0 else self.output_size
+        shapes = {"w_ih": ("weight_ih", (rows, width)),
+                  "w_hh": ("weight_hh", (rows, self.state_size))}  # fmt: skip
+        if self.bias:
+            shapes |= {"b_ih": ("bias_ih", (rows,)), "b_hh": ("bias_hh", (rows,))}
+        if self.proj_size:
+            shapes["w_hr"] = ("weight_hr", (self.proj_size, H))
+        if self.layer_norm:
+            shapes |= {"gain_ih": ("gain_ih", (rows,)), "gain_hh": ("gain_hh", (rows,))}
+        return shapes
+
+    def _names(self, layer, direction):
+        """Engine name -> parameter name."""
+        suffix = f"_l{layer}" + ("_reverse" if direction else "")
+        return {key: stem + suffix for key, (stem, _) in self._shapes(layer).items()}
+
+    def _initialise(self, init, forget_bias, rng):
+        if init not in ("torch", "keras"):
+            raise ValueError(f"init must be 'torch' or 'keras', got {init!r}")
+        bound = 1 / math.sqrt(self.hidden_size)
+        for layer in range(self.num_layers):
+            for direction in range(self.directions):
+                names = self._names(layer, direction)
+                for key, (_, shape) in self._shapes(layer).items():
+                    if key.startswith("gain"):
+                        value = np.ones(shape)
+                    elif key == "bias_c":
+                        value = np.zeros(shape)
+                    elif init == "torch" or key in ("w_hr", "peephole"):
+                        value = rng.uniform(-bound, bound, shape)
+                    elif key == "w_ih":
+                        value = glorot_uniform(rng, shape)
+                    elif key == "w_hh":
+                        value = orthogonal(rng, shape)
+                    else:
+                        value = np.zeros(shape)
+                    self._add(names[key], value)
+                if init == "keras" and forget_bias is None:
+                    self._set_forget_bias(names, 1.0)
+                elif forget_bias is not None:
+                    self._set_forget_bias(names, float(forget_bias))
+
+    def _set_forget_bias(self, names, value):
+        """Only an LSTM has a forget gate."""
+
+    def _weights(self, layer, direction):
+        """(positional weights, keyword weights) for the engine."""
+        p = {key: self.params[name] for key, name in self._names(layer, direction).items()}
+        first = (p["w_ih"], p["w_hh"], p.get("b_ih"), p.get("b_hh"))
+        rest = {"w_hr": p["w_hr"]} if "w_hr" in p else {}
+        if "peephole" in p:
+            rest["peephole"] = p["peephole"]
+        if self.layer_norm:
+            keys = ("gain_ih", "gain_hh", "gain_c", "bias_c")
+            rest["norm"] = tuple(p[k] for k in keys if k in p)
+        return first, rest
+
+    # ---- calls -----------------------------------------------------------------------------
+
+    def __call__(self, x, state=None, lengths=None, resets=None, *, pad_output="zero", out=None,
+                 return_sequences=True):  # fmt: skip
+        """Run the layer and keep nothing.
+
+        Parameters
+        ----------
+        x : array
+            Input, in the layer's dtype (float16 is widened): (T, B, I), or (B, T, I) with
+            batch_first, or (T, I) for one sequence; or integer class indices in [0, I) without
+            the last axis, which stand for one-hot vectors and are looked up; or a list of arrays
+            (T_i, I), one per sequence, which sets `lengths`.
+        state : array or (array, array) for an LSTM, optional
+            Initial state(s), (num_layers * directions, B, size); zero by default.
+        lengths : (B,) integers, optional
+            Steps of each sequence, in any order, 0 allowed. What lies beyond is never read.
+        resets : (T, B) bool, optional
+            True: the state is zero before that step ((B, T) with batch_first, (T,) unbatched).
+        pad_output : {"zero", "repeat"}
+            What output past a sequence's end is: exactly 0, or its last output again.
+        out : array, optional
+            Where to write the output.
+        return_sequences : bool
+            False: the output at each sequence's last step only, (B, features).
+
+        Returns
+        -------
+        output : array
+            (T, B, features), laid out like x.
+        state : array or (array, array)
+            States at each sequence's own end, shaped like the initial ones.
+        """
+        output, state, _ = self._run(x, state, lengths, resets, False, pad_output)
+        if not return_sequences:
+            output = self._last(output, lengths, x)
+        if out is not None:
+            if not isinstance(out, np.ndarray) or out.shape != output.shape:
+                raise ValueError(f"{self._me}: out must have shape {output.shape}, "
+                                 f"got {np.shape(out)}")  # fmt: skip
+            if out.dtype != output.dtype:
+                raise TypeError(f"{self._me}: out must be {output.dtype}, got {out.dtype}")
+            out[...] = output
+            output = out
+        return output, state
+
+    def forward(self, x, state=None, lengths=None, resets=None, *, pad_output="zero"):
+        """Run the layer for training: as a call, and a tape for `backward` as third result.
+
+        Dropout, where the layer has it, is active here and only here.
+        """
+        return self._run(x, state, lengths, resets, True, pad_output)
+
+    @property
+    def _me(self):
+        return type(self).__name__
+
+    def _arrange(self, x, state, lengths, resets):
+        """(rows, states per layer and direction, packing, packed resets, unbatched)."""
+        if isinstance(x, list | tuple):
+            x, lengths = self._stack(x, lengths)
+        x = np.asarray(x)
+        ids = x.dtype.kind in "iu"
+        ndim = x.ndim + ids
+        if ndim not in (2, 3):
+            raise ValueError(
+                f"{self._me}: x must have 3 dimensions (or 2 for one sequence; one less for "
+                f"class indices), got shape {x.shape}")  # fmt: skip
+        if not ids:
+            x = real_array(self._me, "x", x, self.dtype)
+            if x.shape[-1] != self.input_size:
+                raise ValueError(f"{self._me}: x has {x.shape[-1]} features, "
+                                 f"weight_ih_l0 expects {self.input_size}")  # fmt: skip
+        unbatched = ndim == 2
+        batch_axis = 0 if self.batch_first else 1
+        if unbatched:
+            x = x[:, None]
+        elif self.batch_first:
+            x = x.swapaxes(0, 1)
+        T, B = x.shape[:2]
+        if T == 0:
+            raise ValueError(f"{self._me}: a sequence needs at least one time step, got 0")
+        packing = Packing(T, B, lengths, self._me)
+        rows = packing.pack(x)
+        if ids:
+            rows = rows.astype(np.int64, copy=False)
+            if rows.size and (rows.min() < 0 or rows.max() >= self.input_size):
+                raise ValueError(f"{self._me}: class indices must lie in [0, {self.input_size}), "
+                                 f"got {rows.min()} to {rows.max()}")  # fmt: skip
+        if resets is not None:
+            resets = np.asarray(resets)
+            if resets.dtype.kind not in "b" and not np.isin(resets, (0, 1)).all():
+                raise ValueError(f"{self._me}: resets must be True or False")
+            if unbatched:
+                resets = resets[:, None] if resets.ndim == 1 else resets
+            elif self.batch_first and resets.ndim == 2:
+                resets = resets.swapaxes(0, 1)
+            if resets.shape != (T, B):
+                want = (B, T) if batch_axis == 0 and not unbatched else (T, B)
+                raise ValueError(f"{self._me}: resets must have shape {want}, got {resets.shape}")
+            resets = packing.pack(resets.astype(np.uint8))
+        return rows, self._states(state, B, packing, unbatched), packing, resets, unbatched
+
+    def _stack(self, x, lengths):
+        """A list of (T_i, I) arrays as one padded array and its lengths."""
+        if lengths is not None:
+            raise ValueError(f"{self._me}: a list of sequences has its own lengths")
+        x = [np.asarray(a) for a in x]
+        if not x:
+            raise ValueError(f"{self._me}: the list of sequences is empty")
+        if any(a.ndim != x[0].ndim or a.shape[1:] != x[0].shape[1:] for a in x):
+            raise ValueError(f"{self._me}: sequences must agree in all but their first axis, "
+                             f"got {[a.shape for a in x]}")  # fmt: skip
+        lengths = np.array([len(a) for a in x])
+        dense = np.zeros((max(1, lengths.max()), len(x), *x[0].shape[1:]), x[0].dtype)
+        for b, a in enumerate(x):
+            dense[: len(a), b] = a
+        return (dense.swapaxes(0, 1) if self.batch_first else dense), lengths
+
+    def _state_sizes(self):
+        return (self.state_size, self.hidden_size)[: self.states]
+
+    def _states(self, state, B, packing, unbatched):
+        """[array (layers * directions, B, size)] per kind of state, in packed order."""
+        n = self.num_layers * self.directions
+        if state is None:
+            return [np.zeros((n, B, size), self.dtype) for size in self._state_sizes()]
+        given = (state,) if self.states == 1 else state
+        if not isinstance(given, tuple | list) or len(given) != self.states:
+            raise TypeError(f"{self._me}: state must be a pair (h, c), got {type(state).__name__}")
+        arranged = []
+        for name, a, size in zip("hc", given, self._state_sizes(), strict=False):
+            a = real_array(self._me, f"state {name}", a, self.dtype)
+            a = a[:, None] if unbatched and a.ndim == 2 else a
+            if a.shape != (n, B, size):
+                want = (n, size) if unbatched else (n, B, size)
+                raise ValueError(f"{self._me}: state {name} must have shape {want}, got {a.shape}")
+            arranged.append(packing.sort(a))
+        return arranged
+
+    def _unstate(self, states, packing, unbatched):
+        states = [packing.unsort(a) for a in states]
+        if unbatched:
+            states = [a[:, 0] for a in states]
+        return states[0] if self.states == 1 else tuple(states)
+
+    def _run(self, x, state, lengths, resets, keep, pad_output):
+        if pad_output not in ("zero", "repeat"):
+            raise ValueError(f"pad_output must be 'zero' or 'repeat', got {pad_output!r}")
+        rows, states, packing, resets, unbatched = self._arrange(x, state, lengths, resets)
+        states = [a.copy() for a in states]
+        output = np.empty((len(rows), self.output_size), self.dtype)
+        tape = Tape(packing, unbatched=unbatched, pad_output=pad_output) if keep else None
+        seed = int(self.training_rng.integers(2**63)) if keep and self.dropout else None
+        checkpointed = keep and self.checkpoint_every is not None
+        for blocks in self._segments(packing.batch_sizes):
+            before = [a.copy() for a in states] if checkpointed else None
+            part = slice(blocks[0].rows.start, blocks[-1].rows.stop)
+            inside = None if resets is None else resets[part]
+            kept = self._segment(rows[part], states, blocks, inside, output[part],
+                                 keep and not checkpointed, seed)  # fmt: skip
+            if keep:
+                tape.segments.append({"blocks": blocks, "x": rows[part], "resets": inside,
+                                      "seed": seed, "before": before, "layers": kept})  # fmt: skip
+        y = packing.unpack(output, pad_output)
+        y = y[:, 0] if unbatched else y.swapaxes(0, 1) if self.batch_first else y
+        return y, self._unstate(states, packing, unbatched), tape
+
+    def _segments(self, batch_sizes):
+        """Lists of blocks of time steps. A block is what one engine call covers; a segment is what
+        runs through all layers before the next one starts.
+
+        Checkpointing makes segments of whole blocks, at least checkpoint_every steps each, so the
+        engine sees the same calls as without and gives the same bits. Where both directions are
+        wanted there is one segment: the reverse direction starts at the end.
+        """
+        blocks = time_blocks(batch_sizes)
+        if self.checkpoint_every is None or self.bidirectional:
+            return [blocks]
+        segments, steps = [[]], 0
+        for block in blocks:
+            if segments[-1] and steps >= self.checkpoint_every:
+                segments.append([])
+                steps = 0
+            segments[-1].append(block)
+            steps += block.stop - block.start
+        return segments
+
+    def _segment(self, x, states, blocks, resets, output, keep, seed):
+        """All layers over some blocks; writes `output` and the states; returns the layers' tapes."""
+        D, P, kept = self.directions, self.state_size, []
+        for layer in range(self.num_layers):
+            last = layer == self.num_layers - 1
+            masks = self._masks(layer, blocks, x.shape, seed) if layer else None
+            if masks is not None:
+                x = x * masks
+            joined = output if last else np.empty((len(x), self.output_size), self.dtype)
+            concat = self.merge == "concat" or D == 1
+            wide = joined if concat else np.empty((len(x), D * P), self.dtype)
+            tapes = [
+                self._direction(layer, d, x, states, blocks, resets, wide[:, d * P : (d + 1) * P], keep)
+                for d in range(D)
+            ]
+            if not concat:
+                merge_forward(self.merge, wide[:, :P], wide[:, P:], joined)
+            if keep:
+                kept.append({"tapes": tapes, "masks": masks,
+                             "wide": wide if self.merge == "mul" else None})  # fmt: skip
+            x = joined
+        return kept
+
+    def _masks(self, layer, blocks, shape, seed):
+        """Inverted dropout for the rows of some blocks, the same for the same seed however the
+        blocks are grouped."""
+        if seed is None:
+            return None
+        masks = np.empty(shape, self.dtype)
+        scale = self.dtype.type(0 if self.dropout == 1 else 1 / (1 - self.dropout))
+        first = blocks[0].rows.start
+        for block in blocks:
+            rng = np.random.default_rng([seed, layer, block.start])
+            rows = slice(block.rows.start - first, block.rows.stop - first)
+            keep = rng.random((rows.stop - rows.start, shape[1]), np.float32) >= self.dropout
+            masks[rows] = keep * scale
+        return masks
+
+    def _direction(self, layer, direction, x, states, blocks, resets, out, keep):
+        """One layer in one direction over some blocks; returns the engine's tapes, in the order
+        the blocks were visited."""
+        forward = getattr(_engine.functions(), f"{self.cell}_forward")
+        weights, extra = self._weights(layer, direction)
+        k = layer * self.directions + direction
+        state = [a[k] for a in states]
+        first, tapes = blocks[0].rows.start, []
+        for block in reversed(blocks) if direction else blocks:
+            rows = slice(block.rows.start - first, block.rows.stop - first)
+            _, *state, tape = forward(
+                x[rows], block.sizes, *state, *weights, **extra, **self.options, keep=keep,
+                resets=None if resets is None else resets[rows],
+                reverse=bool(direction), out=out[rows])  # fmt: skip
+            tapes.append(tape)
+        for a, new in zip(states, state, strict=True):
+            a[k] = new
+        return tapes
+
+    # ---- BPTT ------------------------------------------------------------------------------
+
+    def backward(self, tape, doutput, dstate=None, *, need_dx=True):
+        """Back-propagation through time: adds into `grads`.
+
+        Parameters
+        ----------
+        tape : Tape
+            Of one call of `forward`.
+        doutput : array or None
+            dE/doutput, shaped like the output; what lies past a sequence's end is ignored. None
+            counts as zero.
+        dstate : array or (array, array), optional
+            dE/dstate of the final state(s); zero by default.
+        need_dx : bool
+            False: dE/dx is not computed and None is returned for it.
+
+        Returns
+        -------
+        dx : array or None
+            dE/dx, laid out like x, exactly 0 past each sequence's end; None for class indices.
+        dstate : array or (array, array)
+            dE/dstate of the initial state(s).
+        """
+        packing, unbatched = tape.packing, tape.unbatched
+        N = packing.rows
+        if doutput is None:
+            dy = np.zeros((N, self.output_size), self.dtype)
+        else:
+            dy = real_array(self._me, "doutput", doutput, self.dtype)
+            dy = dy[:, None] if unbatched else dy.swapaxes(0, 1) if self.batch_first else dy
+            want = (packing.T, packing.B, self.output_size)
+            if dy.shape != want:
+                raise ValueError(f"{self._me}: doutput must have shape {want} up to batch_first, "
+                                 f"got {np.shape(doutput)}")  # fmt: skip
+            dy = packing.pack_gradient(dy, tape.pad_output)
+        states = [a.copy() for a in self._states(dstate, packing.B, packing, unbatched)]
+        dx = None
+        for segment in reversed(tape.segments):
+            blocks = segment["blocks"]
+            part = slice(blocks[0].rows.start, blocks[-1].rows.stop)
+            kept = segment["layers"]
+            if segment["before"] is not None:
+                again = [a.copy() for a in segment["before"]]
+                scratch = np.empty((part.stop - part.start, self.output_size), self.dtype)
+                kept = self._segment(segment["x"], again, blocks, segment["resets"], scratch, True,
+                                     segment["seed"])  # fmt: skip
+            d = self._segment_backward(kept, dy[part], states, blocks, need_dx)
+            if d is not None:
+                if dx is None:
+                    dx = np.empty((N, self.input_size), self.dtype)
+                dx[part] = d
+        if dx is not None:
+            dx = packing.unpack(dx)
+            dx = dx[:, 0] if unbatched else dx.swapaxes(0, 1) if self.batch_first else dx
+        return dx, self._unstate(states, packing, unbatched)
+
+    def _segment_backward(self, kept, dy, states, blocks, need_dx):
+        P, D = self.state_size, self.directions
+        for layer in reversed(range(self.num_layers)):
+            entry = kept[layer]
+            if D == 1:
+                parts = [dy]
+            elif self.merge == "concat":
+                parts = [dy[:, :P], dy[:, P:]]
+            else:
+                parts = merge_backward(self.merge, dy, entry["wide"])
+            below = need_dx or layer > 0
+            dxs = [self._direction_backward(layer, d, entry["tapes"][d],
+                                            np.ascontiguousarray(parts[d]), states, blocks, below)
+                   for d in range(D)]  # fmt: skip
+            dy = dxs[0] if D == 1 or dxs[0] is None else dxs[0] + dxs[1]
+            if entry["masks"] is not None and dy is not None:
+                dy = dy * entry["masks"]
+        return dy
+
+    def _direction_backward(self, layer, direction, tapes, dy, states, blocks, need_dx):
+        backward = getattr(_engine.functions(), f"{self.cell}_backward")
+        grads = {key: self.grads[name] for key, name in self._names(layer, direction).items()}
+        k = layer * self.directions + direction
+        state = [a[k] for a in states]
+        visited = list(reversed(blocks)) if direction else blocks
+        first = blocks[0].rows.start
+        dx = None
+        for block, tape in reversed(list(zip(visited, tapes, strict=True))):
+            rows = slice(block.rows.start - first, block.rows.stop - first)
+            d, *state = backward(tape, dy[rows], *state, grads, need_dx)
+            if d is not None:
+                if dx is None:
+                    dx = np.empty((len(dy), d.shape[1]), self.dtype)
+                dx[rows] = d
+        for a, new in zip(states, state, strict=True):
+            a[k] = new
+        return dx
+
+    # ---- conveniences ----------------------------------------------------------------------
+
+    def _last(self, output, lengths, x):
+        if isinstance(x, list | tuple):
+            lengths = [len(a) for a in x]
+        axis = 1 if self.batch_first and output.ndim == 3 else 0
+        return last_output(output, lengths, axis=axis)
+
+    def stream(self, batch_size=1):
+        """A `Stream` of this layer: one time step or chunk at a time, the state kept inside."""
+        return Stream(self, batch_size)
+
+    def flatten_parameters(self):
+        """Does nothing; here for code written for torch.nn."""
+
+    def __repr__(self):
+        parts = [f"{self.input_size}, {self.hidden_size}"]
+        if self.num_layers > 1:
+            parts.append(f"num_layers={self.num_layers}")
+        for name in ("batch_first", "bidirectional", "layer_norm"):
+            if getattr(self, name):
+                parts.append(f"{name}=True")
+        if not self.bias:
+            parts.append("bias=False")
+        if self.dropout:
+            parts.append(f"dropout={self.dropout}")
+        if self.proj_size:
+            parts.append(f"proj_size={self.proj_size}")
+        return f"{self._me}({', '.join(parts)}, dtype={self.dtype})"
+
+
+class RNN(Recurrent):
+    """Elman network: h_t = tanh(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh), or with ReLU.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional
+        As in `LSTM`.
+    nonlinearity : {"tanh", "relu"}
+        Fourth in order, as in torch.nn.RNN.
+    dtype, seed, init, merge, checkpoint_every
+        As in `LSTM`.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnfast
+    >>> rnn = rnnfast.RNN(3, 5, seed=0)
+    >>> y, h = rnn(np.zeros((7, 2, 3), np.float32))
+    >>> y.shape, h.shape
+    ((7, 2, 5), (1, 2, 5))
+    """
+
+    cell = "rnn"
+
+    def __init__(self, input_size, hidden_size, num_layers=1, nonlinearity="tanh", bias=True,
+                 batch_first=False, dropout=0.0, bidirectional=False, *, dtype="float32", seed=None,
+                 init="torch", merge="concat", checkpoint_every=None):  # fmt: skip
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
+        super().__init__(input_size, hidden_size, num_layers, bias, batch_first, dropout,
+                         bidirectional, dtype=dtype, seed=seed, init=init, merge=merge,
+                         checkpoint_every=checkpoint_every, nonlinearity=nonlinearity)  # fmt: skip
+
+
+class LSTM(Recurrent):
+    """Long short-term memory: c_t = f c_{t-1} + i g, h_t = o tanh(c_t).
+
+    Hochreiter and Schmidhuber (1997) with the forget gate of Gers et al. (2000); the variants are
+    those of Greff et al. (2017). Equations and gradients: docs/math.md.
+
+    Parameters
+    ----------
+    input_size, hidden_size : int
+        I and H, at least 1.
+    num_layers : int
+        Layers stacked on each other.
+    bias : bool
+        Whether there are bias vectors b_ih and b_hh.
+    batch_first : bool
+        Input and output are (B, T, ...) in place of (T, B, ...).
+    dropout : float in [0, 1]
+        Share of the input of every layer but the first that `forward` sets to zero.
+    bidirectional : bool
+        A second network reads each sequence from its own end.
+    proj_size : int
+        P > 0: h_t = W_hr (o tanh(c_t)) of size P (Sak et al. 2014).
+    dtype : {"float32", "float64"}
+    seed : int or None
+        For the initial weights and dropout.
+    init : {"torch", "keras"}
+        torch: all U(-1/sqrt(H), 1/sqrt(H)). keras: Glorot uniform W_ih, orthogonal W_hh, zero
+        biases, forget bias 1.
+    forget_bias : float or None
+        Initial bias of the forget gate, in every layer and direction.
+    merge : {"concat", "sum", "mul", "average"}
+        How the two directions' outputs become one.
+    layer_norm : bool
+        Normalise W_ih x, W_hh h and c inside tanh (Ba et al. 2016).
+    peephole : bool
+        i and f see c_{t-1}, o sees c_t (Gers and Schmidhuber 2000).
+    coupled : bool
+        f = 1 - i; the stacked gates are then i g o.
+    gate : {"sigmoid", "hard_sigmoid", "hard_sigmoid_onnx"}
+        Activation of the gates: the logistic function; relu6(x + 3)/6; or 0.2 x + 0.5 in [0, 1].
+    cell_clip : float
+        c is clamped to [-cell_clip, cell_clip] where positive.
+    checkpoint_every : int or None
+        Keep only the states every so many steps (rounded up to whole blocks) and compute the rest
+        again in `backward`: the same bits, less memory. With both directions nothing is saved.
+
+    Attributes
+    ----------
+    params, grads : dict
+        weight_ih_l0 (4H, I), weight_hh_l0 (4H, P), bias_ih_l0, bias_hh_l0 (4H,), ... with the
+        names, shapes and gate order (i f g o) of torch.nn.LSTM, "_reverse" for the second
+        direction.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnfast
+    >>> lstm = rnnfast.LSTM(3, 5, num_layers=2, seed=0)
+    >>> x = np.ones((7, 2, 3), np.float32)
+    >>> y, (h, c), tape = lstm.forward(x, lengths=[7, 4])
+    >>> y.shape, h.shape, bool((y[4:, 1] == 0).all())
+    ((7, 2, 5), (2, 2, 5), True)
+    >>> dx, (dh, dc) = lstm.backward(tape, np.ones_like(y))
+    >>> dx.shape, lstm.grads["weight_hh_l1"].shape
+    ((7, 2, 3), (20, 5))
+    """
+
+    cell = "lstm"
+    gates = 4
+    states = 2
+
+    def __init__(self, input_size, hidden_size, num_layers=1, bias=True, batch_first=False,
+                 dropout=0.0, bidirectional=False, proj_size=0, *, dtype="float32", seed=None,
+                 init="torch", forget_bias=None, merge="concat", layer_norm=False, peephole=False,
+                 coupled=False, gate="sigmoid", cell_clip=0.0, checkpoint_every=None):  # fmt: skip
+        _check_gate(gate)
+        self.peephole = bool(peephole)
+        self.gates = 3 if coupled else 4
+        super().__init__(input_size, hidden_size, num_layers, bias, batch_first, dropout,
+                         bidirectional, proj_size, dtype=dtype, seed=seed, init=init,
+                         forget_bias=forget_bias, merge=merge, layer_norm=layer_norm,
+                         checkpoint_every=checkpoint_every, gate=gate, coupled=bool(coupled),
+                         clip=float(cell_clip))  # fmt: skip
+
+    def _shapes(self, layer):
+        shapes, H = super()._shapes(layer), self.hidden_size
+        if self.peephole:
+            shapes["peephole"] = ("peephole", (3, H))
+        if self.layer_norm:
+            shapes |= {"gain_c": ("gain_c", (H,)), "bias_c": ("bias_c", (H,))}
+        return shapes
+
+    def _set_forget_bias(self, names, value):
+        if self.bias and not self.options_coupled:
+            forget = slice(self.hidden_size, 2 * self.hidden_size)
+            self.params[names["b_ih"]][forget] = value
+            self.params[names["b_hh"]][forget] = 0
+
+    @property
+    def options_coupled(self):
+        """Whether f = 1 - i."""
+        return self.gates == 3
+
+
+class GRU(Recurrent):
+    """Gated recurrent unit: h_t = (1 - z) n + z h_{t-1}.
+
+    Cho et al. (2014), https://arxiv.org/abs/1406.1078. Equations and gradients: docs/math.md.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional
+        As in `LSTM`.
+    reset_after : bool
+        True: n = tanh(W_n x + b_in + r (U_n h + b_hn)), as torch and cuDNN have it. False: the
+        paper's n = tanh(W_n x + b_in + b_hn + U_n (r h)).
+    layer_norm : bool
+        Normalise W_ih x and W_hh h (Ba et al. 2016); needs reset_after.
+    gate : {"sigmoid", "hard_sigmoid", "hard_sigmoid_onnx"}
+        Activation of r and z.
+    dtype, seed, init, merge, checkpoint_every
+        As in `LSTM`.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnfast
+    >>> gru = rnnfast.GRU(3, 5, bidirectional=True, seed=0)
+    >>> y, h = gru(np.ones((7, 2, 3), np.float32))
+    >>> y.shape, h.shape
+    ((7, 2, 10), (2, 2, 5))
+    """
+
+    cell = "gru"
+    gates = 3
+
+    def __init__(self, input_size, hidden_size, num_layers=1, bias=True, batch_first=False,
+                 dropout=0.0, bidirectional=False, *, reset_after=True, dtype="float32", seed=None,
+                 init="torch", merge="concat", layer_norm=False, gate="sigmoid",
+                 checkpoint_every=None):  # fmt: skip
+        _check_gate(gate)
+        if layer_norm and not reset_after:
+            raise ValueError("GRU: layer_norm needs reset_after=True")
+        super().__init__(input_size, hidden_size, num_layers, bias, batch_first, dropout,
+                         bidirectional, dtype=dtype, seed=seed, init=init, merge=merge,
+                         layer_norm=layer_norm, checkpoint_every=checkpoint_every,
+                         reset_after=bool(reset_after), gate=gate)  # fmt: skip
+
+
+GATES = ("sigmoid", "hard_sigmoid", "hard_sigmoid_onnx")
+
+
+def _check_gate(gate):
+    if gate not in GATES:
+        raise ValueError(f"gate must be one of {GATES}, got {gate!r}")
+
+
+class Stream:
+    """A layer that keeps its state between calls: input comes as it happens.
+
+    Parameters
+    ----------
+    layer : RNN, LSTM or GRU
+        Of one direction.
+    batch_size : int
+        Sequences that run side by side.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnfast
+    >>> layer = rnnfast.GRU(3, 5, seed=0)
+    >>> x = np.ones((4, 1, 3), np.float32)
+    >>> s = layer.stream()
+    >>> parts = [s.step(x[0]), *s.process(x[1:])]
+    >>> bool((np.stack(parts) == layer(x)[0]).all())
+    True
+    """
+
+    def __init__(self, layer, batch_size=1):
+        if layer.bidirectional:
+            raise ValueError("a bidirectional layer cannot be streamed: it reads from the end")
+        self.layer = layer
+        self.batch_size = _positive("batch_size", batch_size)
+        self.reset()
+
+    def reset(self):
+        """Back to the zero state."""
+        n, B = self.layer.num_layers, self.batch_size
+        arrays = [np.zeros((n, B, k), self.layer.dtype) for k in self.layer._state_sizes()]
+        self.state = arrays[0] if len(arrays) == 1 else tuple(arrays)
+
+    def step(self, x, out=None):
+        """Output (B, features) for the input (B, I), or (B,) class indices, of one time step."""
+        x = np.asarray(x)
+        y = self.process(x[None])[0]
+        if out is None:
+            return y
+        out[...] = y
+        return out
+
+    def process(self, x):
+        """Output (T, B, features) for a chunk (T, B, I), or (T, B) class indices."""
+        x = np.asarray(x)
+        if x.ndim < 2 or x.shape[1] != self.batch_size:
+            raise ValueError(f"Stream: expected a batch of {self.batch_size}, got {x.shape}")
+        if self.layer.batch_first:
+            x = x.swapaxes(0, 1)
+        y, self.state = self.layer(x, self.state)
+        return y.swapaxes(0, 1) if self.layer.batch_first else y
+
+
+# ---- cells: one step, torch.nn's parameter names ---------------------------------------------
+
+
+class Cell(Module):
+    """One time step with torch.nn's parameter names weight_ih, weight_hh, bias_ih, bias_hh.
+
+    ``cell(x, state)`` gives the new state; ``forward`` and ``backward`` as in the layers.
+    """
+
+    layer_type = None
+
+    def __init__(self, input_size, hidden_size, bias=True, *, dtype="float32", seed=None, **options):
+        super().__init__(dtype)
+        self.layer = self.layer_type(input_size, hidden_size, bias=bias, dtype=dtype, seed=seed,
+                                     **options)  # fmt: skip
+        self.params = {k.removesuffix("_l0"): v for k, v in self.layer.params.items()}
+        self.grads = {k.removesuffix("_l0"): v for k, v in self.layer.grads.items()}
+
+    def __call__(self, x, state=None):
+        """New state for input (B, I) or (I,): h, or (h, c) for an LSTM."""
+        return self.forward(x, state, keep=False)[0]
+
+    def forward(self, x, state=None, *, keep=True):
+        """(new state, tape) for input (B, I) or (I,)."""
+        x = np.asarray(x)
+        single = x.ndim == 1
+        if state is not None:
+            state = tuple(np.asarray(s)[None] for s in state) if self.layer.states == 2 \
+                else np.asarray(state)[None]  # fmt: skip
+        if self.layer.batch_first or x.ndim not in (1, 2):
+            raise ValueError(f"{type(self).__name__}: x must be (B, I) or (I,), got {x.shape}")
+        run = self.layer.forward if keep else self.layer
+        _, new, *tape = run(x[None], state)
+        new = tuple(s[0] for s in new) if self.layer.states == 2 else new[0]
+        return new, (tape[0] if tape else None, single)
+
+    def backward(self, tape, dstate):
+        """(dx, dstate of the old state) from dE/d(new state); adds into `grads`."""
+        tape, _ = tape
+        dstate = tuple(np.asarray(s)[None] for s in dstate) if self.layer.states == 2 \
+            else np.asarray(dstate)[None]  # fmt: skip
+        dx, before = self.layer.backward(tape, None, dstate)
+        before = tuple(s[0] for s in before) if self.layer.states == 2 else before[0]
+        return dx[0], before
+
+
+class RNNCell(Cell):
+    """h' = tanh(W_ih x + b_ih + W_hh h + b_hh).
+
+    Examples
+    --------
+    >>> import numpy as np, rnnfast
+    >>> cell = rnnfast.RNNCell(3, 5, seed=0)
+    >>> cell(np.ones((2, 3), np.float32)).shape
+    (2, 5)
+    """
+
+    layer_type = RNN
+
+    def __init__(self, input_size, hidden_size, bias=True, nonlinearity="tanh", *, dtype="float32",
+                 seed=None):  # fmt: skip
+        super().__init__(input_size, hidden_size, bias, dtype=dtype, seed=seed,
+                         nonlinearity=nonlinearity)  # fmt: skip
+
+
+class LSTMCell(Cell):
+    """One step of an `LSTM`; the state is (h, c).
+
+    Examples
+    --------
+    >>> import numpy as np, rnnfast
+    >>> h, c = rnnfast.LSTMCell(3, 5, seed=0)(np.ones((2, 3), np.float32))
+    >>> h.shape, c.shape
+    ((2, 5), (2, 5))
+    """
+
+    layer_type = LSTM
+
+
+class GRUCell(Cell):
+    """One step of a `GRU`.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnfast
+    >>> rnnfast.GRUCell(3, 5, seed=0)(np.ones((2, 3), np.float32)).shape
+    (2, 5)
+    """
+
+    layer_type = GRU
+
+
+# ---- layers without recurrence -----------------------------------------------------------------
+
+
+class Linear(Module):
+    """y = x W^T + b over the last axis.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+    bias : bool
+    dtype : {"float32", "float64"}
+    seed : int or None
+        Weights and bias start as U(-1/sqrt(in), 1/sqrt(in)).
+
+    Examples
+    --------
+    >>> import numpy as np, rnnfast
+    >>> lin = rnnfast.Linear(3, 2, seed=0)
+    >>> y, tape = lin.forward(np.ones((4, 5, 3), np.float32))
+    >>> lin.backward(tape, np.ones_like(y)).shape
+    (4, 5, 3)
+    """
+
+    def __init__(self, in_features, out_features, bias=True, *, dtype="float32", seed=None):
+        super().__init__(dtype)
+        self.in_features = _positive("in_features", in_features)
+        self.out_features = _positive("out_features", out_features)
+        rng, bound = np.random.default_rng(seed), 1 / math.sqrt(in_features)
+        self._add("weight", rng.uniform(-bound, bound, (out_features, in_features)))
+        if bias:
+            self._add("bias", rng.uniform(-bound, bound, out_features))
+
+    def __call__(self, x):
+        """y for x (..., in_features)."""
+        return self.forward(x)[0]
+
+    def forward(self, x):
+        """(y, tape)."""
+        x = real_array("Linear", "x", x, self.dtype)
+        if x.ndim == 0 or x.shape[-1] != self.in_features:
+            raise ValueError(f"Linear: x has shape {x.shape}, weight expects {self.in_features} "
+                             "features")  # fmt: skip
+        rows = x.reshape(-1, self.in_features)
+        y = _engine.functions().linear_forward(rows, self.params["weight"], self.params.get("bias"))
+        return y.reshape(*x.shape[:-1], self.out_features), (rows, x.shape)
+
+    def backward(self, tape, dy, *, need_dx=True):
+        """dE/dx; adds into `grads`."""
+        rows, shape = tape
+        dy = real_array("Linear", "dy", dy, self.dtype).reshape(len(rows), self.out_features)
+        dx = _engine.functions().linear_backward(rows, self.params["weight"], dy, self.grads,
+                                                 need_dx)  # fmt: skip
+        return None if dx is None else dx.reshape(shape)
+
+    def __repr__(self):
+        return f"Linear({self.in_features}, {self.out_features}, dtype={self.dtype})"
+
+
+class Embedding(Module):
+    """A table of vectors looked up by index.
+
+    Parameters
+    ----------
+    num_embeddings, embedding_dim : int
+    dtype : {"float32", "float64"}
+    seed : int or None
+        Entries start as N(0, 1).
+
+    Examples
+    --------
+    >>> import numpy as np, rnnfast
+    >>> table = rnnfast.Embedding(10, 4, seed=0)
+    >>> y, tape = table.forward(np.array([[1, 1], [7, 0]]))
+    >>> y.shape
+    (2, 2, 4)
+    >>> table.backward(tape, np.ones_like(y))
+    >>> float(table.grads["weight"][1, 0])
+    2.0
+    """
+
+    def __init__(self, num_embeddings, embedding_dim, *, dtype="float32", seed=None):
+        super().__init__(dtype)
+        self.num_embeddings = _positive("num_embeddings", num_embeddings)
+        self.embedding_dim = _positive("embedding_dim", embedding_dim)
+        rng = np.random.default_rng(seed)
+        self._add("weight", rng.standard_normal((num_embeddings, embedding_dim)))
+
+    def __call__(self, ids):
+        """(..., embedding_dim) for integers (...) in [0, num_embeddings)."""
+        return self.forward(ids)[0]
+
+    def forward(self, ids):
+        """(vectors, tape)."""
+        from rnnfast import _seq
+
+        ids = np.asarray(ids)
+        if ids.dtype.kind not in "iu":
+            raise TypeError(f"Embedding: indices must be integers, got {ids.dtype}")
+        flat = np.ascontiguousarray(ids.ravel(), np.int64)
+        out = np.empty((flat.size, self.embedding_dim), self.dtype)
+        _seq.gather(flat, self.params["weight"], out)
+        return out.reshape(*ids.shape, self.embedding_dim), flat
+
+    def backward(self, tape, dy):
+        """Add dE/dweight; rows that were looked up several times add up."""
+        from rnnfast import _seq
+
+        dy = real_array("Embedding", "dy", dy, self.dtype).reshape(len(tape), self.embedding_dim)
+        _seq.scatter_add(tape, dy, self.grads["weight"])
+
+
+# ---- helpers -------------------------------------------------------------------------------------
+
+
+def merge_forward(merge, a, b, out):
+    """Two directions' outputs as one."""
+    if merge == "mul":
+        np.multiply(a, b, out=out)
+    else:
+        np.add(a, b, out=out)
+        if merge == "average":
+            out *= out.dtype.type(0.5)
+
+
+def merge_backward(merge, dy, wide):
+    """The gradient of each direction's output."""
+    if merge == "mul":
+        P = wide.shape[1] // 2
+        return [dy * wide[:, P:], dy * wide[:, :P]]
+    return [dy, dy] if merge == "sum" else [dy * dy.dtype.type(0.5)] * 2
+
+
+def last_output(y, lengths=None, axis=0):
+    """The output at each sequence's last step.
+
+    Parameters
+    ----------
+    y : array
+        (T, B, F), or (B, T, F) with axis=1, or (T, F).
+    lengths : (B,) integers, optional
+        Steps of each sequence; a sequence of length 0 gives zeros.
+    axis : {0, 1}
+        Where time is.
+
+    Returns
+    -------
+    (B, F) array, or (F,)
+
+    Notes
+    -----
+    For a bidirectional layer the reverse half of this row has read one step only; its summary of
+    the sequence is in the final state.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnfast
+    >>> y = np.arange(6.0).reshape(3, 2, 1)
+    >>> rnnfast.last_output(y, [1, 3]).ravel().tolist()
+    [0.0, 5.0]
+    """
+    y = np.asarray(y)
+    if y.ndim == 2:
+        return y[-1] if lengths is None else y[int(np.ravel(lengths)[0]) - 1]
+    if axis == 1:
+        y = y.swapaxes(0, 1)
+    if lengths is None:
+        return y[-1].copy()
+    lengths = np.asarray(lengths)
+    last = y[np.maximum(lengths - 1, 0), np.arange(y.shape[1])]
+    last[lengths == 0] = 0
+    return last
+
+
+def glorot_uniform(rng, shape):
+    """U(-a, a) with a = sqrt(6 / (rows + columns)) (Glorot and Bengio, 2010)."""
+    bound = math.sqrt(6 / sum(shape))
+    return rng.uniform(-bound, bound, shape)
+
+
+def orthogonal(rng, shape):
+    """A random matrix with orthonormal columns or rows (Saxe et al., 2013)."""
+    rows, columns = shape
+    q, r = np.linalg.qr(rng.standard_normal((max(shape), min(shape))))
+    q *= np.sign(np.diag(r))
+    return q if rows >= columns else q.T
