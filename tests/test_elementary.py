@@ -79,7 +79,7 @@ def around(x, reach):
     return np.sort(np.stack(columns, axis=1), axis=1)
 
 
-# ---- the same bits everywhere ---------------------------------------------------------------------
+# ---- the same bits everywhere -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("denormals", MODES)
@@ -105,7 +105,7 @@ def test_short_arrays_and_tails(dtype, n):
             same_bits(_kernels.apply(name, x, isa=isa), twin(name, x), f"{name}, {isa}, n={n}")
 
 
-# ---- accuracy ---------------------------------------------------------------------------------------
+# ---- accuracy -----------------------------------------------------------------------------------
 
 
 def samples(name, dtype):
@@ -153,7 +153,7 @@ def test_sigmoid_tail_goes_to_zero(dtype):
     """Where the result is no normal number: at least 0, at most one smallest normal off."""
     info = np.finfo(dtype)
     edge = info.minexp * np.log(2)
-    x = np.linspace(edge * 1.1, edge, 5001).astype(dtype)
+    x = np.linspace(edge * 1.1, edge * 1.0001, 5001).astype(dtype)
     for denormals in MODES:
         y = _kernels.apply("sigmoid", x, denormals=denormals)
         assert (y >= 0).all() and (y <= info.tiny).all()
@@ -178,7 +178,7 @@ def test_log_of_softmax_cross_entropy(dtype, isa):
         same_bits(loss, twin("log_pos", np.array([V], dtype)), f"log {V}, {isa}")
 
 
-# ---- special values and order ---------------------------------------------------------------------
+# ---- special values and order -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("denormals", MODES)
@@ -186,7 +186,7 @@ def test_log_of_softmax_cross_entropy(dtype, isa):
 def test_special_values(dtype, denormals):
     inf, nan = np.inf, np.nan
     cases = {
-        "exp": {0.0: 1, -0.0: 1, inf: inf, -inf: 0, nan: nan},
+        "exp": {0.0: 1, inf: inf, -inf: 0, nan: nan},
         "tanh": {0.0: 0.0, inf: 1, -inf: -1, nan: nan},
         "sigmoid": {0.0: 0.5, inf: 1, -inf: 0, nan: nan},
         "log1p": {0.0: 0.0, nan: nan},
@@ -197,6 +197,7 @@ def test_special_values(dtype, denormals):
             same_bits(_kernels.apply(name, x, isa=isa, denormals=denormals), y, f"{name}, {isa}")
     negative_zero = np.array([-0.0], dtype)
     same_bits(_kernels.apply("tanh", negative_zero), negative_zero, "tanh(-0)")
+    assert _kernels.apply("exp", negative_zero) == 1
     same_bits(twin("log_pos", np.array([1, inf, nan], dtype)), np.array([0, inf, nan], dtype))
 
 
@@ -235,11 +236,11 @@ def test_never_decreases(name, dtype, denormals):
     random = (rng.normal(size=5000) * scale).astype(dtype)
     for x in (around(steps(name, dtype), 8), around(random, 2)):
         y = _kernels.apply(name, x, denormals=denormals)
-        fell = np.argwhere(np.diff(y, axis=1) < 0)
+        fell = np.argwhere(y[:, 1:] < y[:, :-1])
         assert not fell.size, f"{len(fell)} decreases, first after {x[tuple(fell[0])]!r}"
 
 
-# ---- fma ----------------------------------------------------------------------------------------------
+# ---- fma ----------------------------------------------------------------------------------------
 
 
 def kernel_fma(isa, a, b, c, denormals):
@@ -283,8 +284,7 @@ def hard_fma(rng, dtype, n):
         b = np.where(tie, rng.choice([1, -1, 1 + eps], n), b).astype(dtype)
         half = np.ldexp(rng.choice([1, 1 + eps, 1 - eps / 2], n), -(info.nmant + 1))
         c = np.where(tie, half * rng.choice([1, -1, 2, 0.5], n), c).astype(dtype)
-    sign = rng.choice([-1, 1], (3, n)).astype(dtype)
-    return a * sign[0], b * sign[1], c * sign[2]
+    return tuple(np.where(rng.random(n) < 0.5, x, -x) for x in (a, b, c))
 
 
 @pytest.mark.parametrize("denormals", MODES)
@@ -316,7 +316,7 @@ def test_fma_wants_one_dtype():
         elementary.fma(x, x, x.astype(np.float32))
 
 
-# ---- flushed arrays -------------------------------------------------------------------------------
+# ---- flushed arrays -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -326,8 +326,10 @@ def test_flushed_products_and_quotients_around_the_smallest_normal(dtype):
     info = np.finfo(dtype)
     tiny, eps, one = info.tiny, info.eps, dtype(1)
     flushed = elementary.flushed
-    below = np.array([one - eps / 2, one - eps, one], dtype)  # (1 - eps/2)^2 tiny rounds up, gradually
-    got = np.asarray(flushed(below * dtype(2)) * (tiny / dtype(2)))
+    # (1 - eps/2) tiny lies half way between the largest denormal and the smallest normal
+    below = np.array([one - eps / 2, one - eps, one], dtype)
+    assert ((below / 2) * (tiny * 2)).tolist()[0] == tiny
+    got = np.asarray(flushed(below / 2) * (tiny * 2))
     assert got.tolist() == [0, 0, float(tiny)]
     got = np.asarray(flushed(np.array([tiny, -tiny], dtype)) / dtype(1 + eps))
     assert (got == 0).all() and np.signbit(got).tolist() == [False, True]
@@ -340,7 +342,7 @@ def test_flushed_products_and_quotients_around_the_smallest_normal(dtype):
 
 def test_flushed_refuses_what_it_cannot_mirror():
     x = elementary.flushed(np.ones(3))
-    for call in (np.exp, np.sum, np.cumsum):
+    for call in (np.exp, np.sum, np.mean, lambda v: v @ v):
         with pytest.raises(TypeError):
             call(x)
     assert x.max() == 1
