@@ -94,6 +94,12 @@ static void KN(relu_backward)(ptrdiff_t n, const REAL *y, const REAL *dy, REAL *
 static void KN(add)(ptrdiff_t n, const REAL *x, REAL *y) {
     EACH(n, { ST(y, v_add(LD(y), LD(x))); });
 }
+static void KN(multiply)(ptrdiff_t n, const REAL *x, const REAL *y, REAL *out) {
+    EACH(n, { ST(out, v_mul(LD(x), LD(y))); });
+}
+static void KN(multiply_add)(ptrdiff_t n, const REAL *x, const REAL *y, REAL *out) {
+    EACH(n, { ST(out, v_fma(LD(x), LD(y), LD(out))); });
+}
 static void KN(axpy)(ptrdiff_t n, REAL alpha, const REAL *x, REAL *y) {
     const v_t a = v_set1(alpha);
     EACH(n, { ST(y, v_fma(a, LD(x), LD(y))); });

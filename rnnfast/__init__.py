@@ -4,8 +4,10 @@ from rnnfast import losses, optim
 from rnnfast._config import (
     get_denormals,
     get_isa,
+    get_num_threads,
     set_denormals,
     set_isa,
+    set_num_threads,
     show_config,
 )
 from rnnfast._engine import get_engine, set_engine
@@ -38,11 +40,13 @@ __all__ = [
     "get_denormals",
     "get_engine",
     "get_isa",
+    "get_num_threads",
     "last_output",
     "losses",
     "optim",
     "set_denormals",
     "set_engine",
     "set_isa",
+    "set_num_threads",
     "show_config",
 ]

@@ -7,6 +7,10 @@ import sys
 import numpy as np
 
 from rnnfast import _engine, _kernels
+from rnnfast._threads import get_num_threads, set_num_threads
+
+__all__ = ["get_denormals", "get_isa", "get_num_threads", "set_denormals", "set_isa",
+           "set_num_threads", "show_config"]  # fmt: skip
 
 
 def get_isa():
@@ -64,6 +68,7 @@ def show_config(file=None):
         f"engine      {_engine.get_engine()}",
         f"isa         {get_isa()} (this CPU runs {', '.join(_kernels.isas())})",
         f"denormals   {get_denormals()}",
+        f"threads     {get_num_threads()}",
         f"cpus        {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}",
         f"python      {platform.python_version()}",
         f"numpy       {np.__version__}",

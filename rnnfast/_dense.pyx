@@ -220,3 +220,44 @@ def linear_backward(x, weight, dy, grads, need_dx=True):
     if "bias" in grads:
         column_sum(dy, grads["bias"])
     return input_product_backward(x, weight, dy, grads["weight"], need_dx)
+
+
+def activation_forward(name, x):
+    """Twin of `rnnfast.reference.linear.activation_forward`."""
+    cdef int num = _seq.typenum(x)
+    cdef Py_ssize_t n = x.size
+    cdef tuple shape = x.shape
+    cdef K.rf_act f = K.activation(name)
+    cdef void *px = data(x, "x", num, shape)
+    y = np.empty(shape, x.dtype)
+    cdef void *py = data(y, "y", num, shape)
+    cdef K.rf_fpmode mode
+    with nogil:
+        mode = K.enter()
+        if num == cnp.NPY_FLOAT:
+            K.rnn_forward(1, n, f, <float *>px, <float *>py, <float *>NULL, n)
+        else:
+            K.rnn_forward(1, n, f, <double *>px, <double *>py, <double *>NULL, n)
+        K.leave(mode)
+    return y
+
+
+def activation_backward(name, y, dy):
+    """Twin of `rnnfast.reference.linear.activation_backward`."""
+    cdef int num = _seq.typenum(y)
+    cdef Py_ssize_t n = y.size
+    cdef tuple shape = y.shape
+    cdef K.rf_act f = K.activation(name)
+    cdef void *py = data(y, "y", num, shape)
+    cdef void *pd = data(dy, "dy", num, shape)
+    dx = np.empty(shape, y.dtype)
+    cdef void *px = data(dx, "dx", num, shape)
+    cdef K.rf_fpmode mode
+    with nogil:
+        mode = K.enter()
+        if num == cnp.NPY_FLOAT:
+            K.rnn_backward(1, n, f, <float *>py, <float *>pd, <float *>NULL, n, <float *>px)
+        else:
+            K.rnn_backward(1, n, f, <double *>py, <double *>pd, <double *>NULL, n, <double *>px)
+        K.leave(mode)
+    return dx

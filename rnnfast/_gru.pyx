@@ -5,7 +5,7 @@ import numpy as np
 
 cimport numpy as cnp
 from libc.stdint cimport int64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
@@ -43,6 +43,8 @@ cdef struct Gru:
     void *rh            # [N, H] r h, reset before, or [B, H] scratch
     void *h             # [B, H] state; backward: dE/dh
     void *h_prev        # [N, H]
+    void *mask          # [B, H] of recurrent dropout
+    void *hm            # [N, H] what W_hh reads; h_prev itself without a mask, scratch [B, H]
     void *y             # [N, H], rows ldy apart
     void *ah            # [B, 3H] scratch: W_hh h before its layer norm
     void *hhat          # [N, 3H]
@@ -52,12 +54,26 @@ cdef struct Gru:
     void *dah           # [N, 3H] da_r da_z du_n
     void *dm            # [N, 3H] dah before the layer norm of W_hh h; dah itself without one
     void *drh           # [B, H] scratch
+    void *dhm           # [B, H] scratch: the gradient of the masked state
     bint keep
+
+
+cdef const real_t *masked(const Gru *s, Py_ssize_t n, Py_ssize_t row, const real_t *h) noexcept nogil:
+    """Keep h_{t-1} of a step; return what W_hh reads: h, or h times the mask."""
+    cdef Py_ssize_t H = s.H
+    cdef real_t *hm = <real_t *>s.hm + (row * H if s.keep else 0)
+    if s.keep:
+        memcpy(<real_t *>s.h_prev + row * H, h, n * H * sizeof(real_t))
+    if s.mask == NULL:
+        return h
+    K.multiply(n * H, h, <real_t *>s.mask, hm)
+    return hm
 
 
 cdef void forward_after(const Gru *s, const real_t *w_hh) noexcept nogil:
     cdef Py_ssize_t H = s.H, i, t, n, row, kept, b
     cdef real_t *h = <real_t *>s.h
+    cdef const real_t *hm
     cdef real_t *ax
     cdef real_t *a
     cdef real_t *bias_n = <real_t *>s.bias_n
@@ -69,18 +85,17 @@ cdef void forward_after(const Gru *s, const real_t *w_hh) noexcept nogil:
         ax = <real_t *>s.ax + row * 3 * H
         a = <real_t *>s.gates + kept * 3 * H
         _seq.zero_reset_rows(&s.q, t, H, h)
-        if s.keep:
-            memcpy(<real_t *>s.h_prev + row * H, h, n * H * sizeof(real_t))
+        hm = masked(s, n, row, h)
         for b in range(n):
             memcpy(a + b * 3 * H, ax + b * 3 * H, 2 * H * sizeof(real_t))
             _seq.fill_rows(1, H, bias_n, a + b * 3 * H + 2 * H)
         if s.gain_hh != NULL:
-            gemm(False, True, n, 3 * H, H, h, H, w_hh, H, <real_t>0, <real_t *>s.ah, 3 * H)
+            gemm(False, True, n, 3 * H, H, hm, H, w_hh, H, <real_t>0, <real_t *>s.ah, 3 * H)
             K.layer_norm_forward(n, 3 * H, <real_t>EPS, <real_t *>s.ah, <real_t *>s.gain_hh,
                                  <real_t *>NULL, <real_t *>s.hhat + kept * 3 * H,
                                  <real_t *>s.h_rstd + kept, a, True)  # F2
         else:
-            gemm(False, True, n, 3 * H, H, h, H, w_hh, H, <real_t>1, a, 3 * H)  # F2
+            gemm(False, True, n, 3 * H, H, hm, H, w_hh, H, <real_t>1, a, 3 * H)  # F2
         K.gru_forward(n, H, s.gate, a, ax, <real_t *>s.u + row * H if s.keep else NULL, h,
                       <real_t *>s.y + row * s.ldy, s.ldy)  # F3, F4, F5
 
@@ -88,6 +103,7 @@ cdef void forward_after(const Gru *s, const real_t *w_hh) noexcept nogil:
 cdef void forward_before(const Gru *s, const real_t *w_hh) noexcept nogil:
     cdef Py_ssize_t H = s.H, i, t, n, row
     cdef real_t *h = <real_t *>s.h
+    cdef const real_t *hm
     cdef real_t *a
     cdef real_t *rh
     for i in range(s.q.T):
@@ -97,10 +113,9 @@ cdef void forward_before(const Gru *s, const real_t *w_hh) noexcept nogil:
         a = <real_t *>s.ax + row * 3 * H
         rh = <real_t *>s.rh + (row * H if s.keep else 0)
         _seq.zero_reset_rows(&s.q, t, H, h)
-        if s.keep:
-            memcpy(<real_t *>s.h_prev + row * H, h, n * H * sizeof(real_t))
-        gemm(False, True, n, 2 * H, H, h, H, w_hh, H, <real_t>1, a, 3 * H)  # F2
-        K.gru_before_gates(n, H, s.gate, a, h, rh)  # F3
+        hm = masked(s, n, row, h)
+        gemm(False, True, n, 2 * H, H, hm, H, w_hh, H, <real_t>1, a, 3 * H)  # F2
+        K.gru_before_gates(n, H, s.gate, a, hm, rh)  # F3
         gemm(False, True, n, H, H, rh, H, w_hh + 2 * H * H, H, <real_t>1, a + 2 * H, 3 * H)
         K.gru_before_output(n, H, a, h, <real_t *>s.y + row * s.ldy, s.ldy)  # F4, F5
 
@@ -109,6 +124,7 @@ cdef void backward_after(const Gru *s, const real_t *w_hh) noexcept nogil:
     cdef Py_ssize_t H = s.H, i, t, n, row
     cdef real_t *dh = <real_t *>s.h
     cdef real_t *dy
+    cdef real_t *into
     for i in range(s.q.T - 1, -1, -1):
         t = time_of(&s.q, i)
         n = s.q.sizes[t]
@@ -121,8 +137,11 @@ cdef void backward_after(const Gru *s, const real_t *w_hh) noexcept nogil:
             K.layer_norm_backward(n, 3 * H, <real_t *>s.dah + row * 3 * H, <real_t *>s.gain_hh,
                                   <real_t *>s.hhat + row * 3 * H, <real_t *>s.h_rstd + row,
                                   <real_t *>s.dm + row * 3 * H)
-        gemm(False, False, n, H, 3 * H, <real_t *>s.dm + row * 3 * H, 3 * H, w_hh, H, <real_t>1,
-             dh, H)  # B5
+        into = dh if s.mask == NULL else <real_t *>s.drh
+        gemm(False, False, n, H, 3 * H, <real_t *>s.dm + row * 3 * H, 3 * H, w_hh, H,
+             <real_t>1 if s.mask == NULL else <real_t>0, into, H)  # B5
+        if s.mask != NULL:
+            K.multiply_add(n * H, into, <real_t *>s.mask, dh)
         _seq.zero_reset_rows(&s.q, t, H, dh)
 
 
@@ -132,7 +151,8 @@ cdef void backward_before(const Gru *s, const real_t *w_hh) noexcept nogil:
     cdef real_t *dy
     cdef real_t *da
     cdef real_t *gates
-    cdef real_t *h_prev
+    cdef real_t *hm
+    cdef real_t *dhm
     for i in range(s.q.T - 1, -1, -1):
         t = time_of(&s.q, i)
         n = s.q.sizes[t]
@@ -140,17 +160,23 @@ cdef void backward_before(const Gru *s, const real_t *w_hh) noexcept nogil:
         dy = <real_t *>s.dy + row * H if s.dy != NULL else NULL
         da = <real_t *>s.dax + row * 3 * H
         gates = <real_t *>s.gates + row * 3 * H
-        h_prev = <real_t *>s.h_prev + row * H
-        K.gru_before_backward_output(n, H, s.gate, gates, h_prev, dh, dy, H, da)  # B1, B2, B4
+        K.gru_before_backward_output(n, H, s.gate, gates, <real_t *>s.h_prev + row * H, dh, dy, H,
+                                     da)  # B1, B2, B4
+        hm = <real_t *>s.hm + row * H
+        dhm = dh if s.mask == NULL else <real_t *>s.dhm
+        if s.mask != NULL:
+            memset(dhm, 0, n * H * sizeof(real_t))
         gemm(False, False, n, H, H, da + 2 * H, 3 * H, w_hh + 2 * H * H, H, <real_t>0,
              <real_t *>s.drh, H)
-        K.gru_before_backward_gates(n, H, s.gate, gates, h_prev, <real_t *>s.drh, dh, da)  # B3, B4
-        gemm(False, False, n, H, 2 * H, da, 3 * H, w_hh, H, <real_t>1, dh, H)  # B5
+        K.gru_before_backward_gates(n, H, s.gate, gates, hm, <real_t *>s.drh, dhm, da)  # B3, B4
+        gemm(False, False, n, H, 2 * H, da, 3 * H, w_hh, H, <real_t>1, dhm, H)  # B5
+        if s.mask != NULL:
+            K.multiply_add(n * H, dhm, <real_t *>s.mask, dh)
         _seq.zero_reset_rows(&s.q, t, H, dh)
 
 
 cdef void setup(Gru *s, object batch_sizes, object offsets, object resets, object w_hh,
-                object norm, object gate, bint reset_after, bint reverse, Py_ssize_t N,
+                object norm, object h_mask, object gate, bint reset_after, bint reverse, Py_ssize_t N,
                 Py_ssize_t B) except *:
     """The parts that forward and backward share."""
     cdef int num = _seq.typenum(w_hh)
@@ -163,6 +189,7 @@ cdef void setup(Gru *s, object batch_sizes, object offsets, object resets, objec
         raise ValueError("layer norm needs reset_after=True")
     _seq.pack(&s.q, batch_sizes, offsets, resets, B, N, reverse)
     s.w_hh = data(w_hh, "w_hh", num, (3 * H, H))
+    s.mask = data(h_mask, "h_mask", num, (B, H))
     s.gain_hh = data(norm[1] if norm is not None else None, "gain_hh", num, (3 * H,))
 
 
@@ -184,7 +211,8 @@ def gru_bias(b_ih, b_hh, reset_after):
 
 
 def gru_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, reset_after=True,
-                norm=None, gate="sigmoid", resets=None, reverse=False, keep=True, out=None):
+                norm=None, gate="sigmoid", h_mask=None, resets=None, reverse=False, keep=True,
+                out=None):
     """Twin of `rnnfast.reference.gru.gru_forward`."""
     cdef int num = _seq.typenum(w_hh)
     cdef Py_ssize_t N = len(x), B = len(h0), H = w_hh.shape[1], R = N if keep else B, ldy
@@ -192,7 +220,7 @@ def gru_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, reset_a
     cdef Gru s
     dtype = w_hh.dtype
     offsets = _seq.offsets_of(batch_sizes, B, N)
-    setup(&s, batch_sizes, offsets, resets, w_hh, norm, gate, after, reverse, N, B)
+    setup(&s, batch_sizes, offsets, resets, w_hh, norm, h_mask, gate, after, reverse, N, B)
     data(h0, "h0", num, (B, H))
     data(w_ih, "w_ih", num, (3 * H, w_ih.shape[1]))
     data(b_ih, "b_ih", num, (3 * H,))
@@ -212,6 +240,9 @@ def gru_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, reset_a
         kept["h_rstd"] = np.empty((R, 1), dtype)
     if keep:
         kept["h_prev"] = np.empty((N, H), dtype)
+    if keep and h_mask is not None:
+        kept["hm"] = np.empty((N, H), dtype)
+    hm = h if h_mask is None else kept["hm"] if keep else np.empty((B, H), dtype)
     kept["u" if after else "rh"] = np.empty((R, H), dtype)
     gates = np.empty((R, 3 * H), dtype) if after else ax
     ah = np.empty((B, 3 * H), dtype) if norm is not None else None
@@ -222,6 +253,7 @@ def gru_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, reset_a
     s.rh = data(kept.get("rh"), "rh", num, (R, H))
     s.h = data(h, "h", num, (B, H))
     s.h_prev = data(kept.get("h_prev"), "h_prev", num, (N, H))
+    s.hm = data(hm, "hm", num, hm.shape)
     s.ah = data(ah, "ah", num, (B, 3 * H))
     s.hhat = data(kept.get("hhat"), "hhat", num, (R, 3 * H))
     s.h_rstd = data(kept.get("h_rstd"), "h_rstd", num, (R, 1))
@@ -242,7 +274,7 @@ def gru_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, reset_a
     if not keep:
         return y, h, None
     tape = {"x": x, "batch_sizes": batch_sizes, "resets": resets, "w_ih": w_ih, "w_hh": w_hh,
-            "norm": norm, "gate": gate, "reset_after": reset_after, "reverse": reverse,
+            "norm": norm, "h_mask": h_mask, "gate": gate, "reset_after": reset_after, "reverse": reverse,
             "gates": gates, **kept}
     return y, h, tape
 
@@ -256,14 +288,15 @@ def gru_backward(tape, dy, dh_n, grads, need_dx=True):
     cdef Gru s
     dtype = w_hh.dtype
     offsets = _seq.offsets_of(tape["batch_sizes"], B, N)
-    setup(&s, tape["batch_sizes"], offsets, tape["resets"], w_hh, norm, tape["gate"], after,
-          tape["reverse"], N, B)
+    setup(&s, tape["batch_sizes"], offsets, tape["resets"], w_hh, norm, tape["h_mask"], tape["gate"],
+          after, tape["reverse"], N, B)
     data(dh_n, "dh_n", num, (B, H))
     dh = dh_n.copy()
     dax = np.empty((N, 3 * H), dtype)
     dah = np.empty((N, 3 * H), dtype) if after else dax
     dm = dah if norm is None else np.empty((N, 3 * H), dtype)
-    drh = None if after else np.empty((B, H), dtype)
+    drh, dhm = np.empty((B, H), dtype), np.empty((B, H), dtype)
+    hm = tape.get("hm", tape["h_prev"])
     s.dy = data(dy, "dy", num, (N, H))
     s.h = data(dh, "dh", num, (B, H))
     s.gates = data(tape["gates"], "gates", num, (N, 3 * H))
@@ -273,6 +306,8 @@ def gru_backward(tape, dy, dh_n, grads, need_dx=True):
     s.dah = data(dah, "dah", num, (N, 3 * H))
     s.dm = data(dm, "dm", num, (N, 3 * H))
     s.drh = data(drh, "drh", num, (B, H))
+    s.dhm = data(dhm, "dhm", num, (B, H))
+    s.hm = data(hm, "hm", num, (N, H))
     s.hhat = data(tape.get("hhat"), "hhat", num, (N, 3 * H))
     s.h_rstd = data(tape.get("h_rstd"), "h_rstd", num, (N, 1))
     cdef K.rf_fpmode mode
@@ -291,9 +326,9 @@ def gru_backward(tape, dy, dh_n, grads, need_dx=True):
         K.leave(mode)
     dw = grads["w_hh"]
     if after:
-        weight_product(dm, tape["h_prev"], dw)  # B6
+        weight_product(dm, hm, dw)  # B6
     else:
-        weight_product(dax, tape["h_prev"], dw[:2 * H])
+        weight_product(dax, hm, dw[:2 * H])
         weight_product(dax, tape["rh"], dw[2 * H:], 2 * H)
     if "b_ih" in grads:
         column_sum(dax, grads["b_ih"])  # B7

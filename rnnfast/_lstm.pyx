@@ -38,6 +38,8 @@ cdef struct Lstm:
     void *w_hh          # [G H, P]
     void *w_hr          # [P, H]
     void *peephole      # [3, H]
+    void *mask          # [B, P] of recurrent dropout
+    void *hm            # [B, P] scratch: the masked state; h itself without a mask
     void *gain_hh       # [G H]
     void *gain_c        # [H]
     void *bias_c        # [H]
@@ -73,6 +75,7 @@ cdef inline real_t *at(void *p, Py_ssize_t offset, const real_t *unused) noexcep
 cdef void forward(const Lstm *s, const real_t *w_hh) noexcept nogil:
     cdef Py_ssize_t H = s.H, P = s.P, W = s.G * s.H, i, t, n, row, kept
     cdef real_t *h = <real_t *>s.h
+    cdef real_t *hm = <real_t *>s.hm
     cdef real_t *c = <real_t *>s.c
     cdef real_t *a
     cdef real_t *out       # where o tanh(c) goes: the state, or the input of the projection
@@ -88,16 +91,18 @@ cdef void forward(const Lstm *s, const real_t *w_hh) noexcept nogil:
         y = <real_t *>s.y + row * s.ldy
         _seq.zero_reset_rows(&s.q, t, P, h)
         _seq.zero_reset_rows(&s.q, t, H, c)
+        if s.mask != NULL:
+            K.multiply(n * P, h, <real_t *>s.mask, hm)
         if s.keep:
-            memcpy(<real_t *>s.h_prev + row * P, h, n * P * sizeof(real_t))
+            memcpy(<real_t *>s.h_prev + row * P, hm, n * P * sizeof(real_t))
             memcpy(<real_t *>s.c_prev + row * H, c, n * H * sizeof(real_t))
         if normed:
-            gemm(False, True, n, W, P, h, P, w_hh, P, <real_t>0, <real_t *>s.ah, W)
+            gemm(False, True, n, W, P, hm, P, w_hh, P, <real_t>0, <real_t *>s.ah, W)
             K.layer_norm_forward(n, W, <real_t>EPS, <real_t *>s.ah, <real_t *>s.gain_hh,
                                  <real_t *>NULL, <real_t *>s.hhat + kept * W,
                                  <real_t *>s.h_rstd + kept, a, True)  # F2
         else:
-            gemm(False, True, n, W, P, h, P, w_hh, P, <real_t>1, a, W)  # F2
+            gemm(False, True, n, W, P, hm, P, w_hh, P, <real_t>1, a, W)  # F2
         out = <real_t *>s.m + kept * H if projected else h
         tanh_c = at(s.tanh_c, kept * H, w_hh)
         if normed:
@@ -161,13 +166,15 @@ cdef void backward(const Lstm *s, const real_t *w_hh) noexcept nogil:
             K.layer_norm_backward(n, W, da, <real_t *>s.gain_hh, <real_t *>s.hhat + row * W,
                                   <real_t *>s.h_rstd + row, dah)
         gemm(False, False, n, P, W, dah, W, w_hh, P, <real_t>0, dh, P)  # B6
+        if s.mask != NULL:
+            K.multiply(n * P, dh, <real_t *>s.mask, dh)
         _seq.zero_reset_rows(&s.q, t, P, dh)
         _seq.zero_reset_rows(&s.q, t, H, dc)
 
 
 cdef void setup(Lstm *s, object batch_sizes, object offsets, object resets, object w_hh,
-                object w_hr, object peephole, object norm, object gate, bint coupled, double clip,
-                bint reverse, Py_ssize_t N, Py_ssize_t B, Py_ssize_t H) except *:
+                object w_hr, object peephole, object norm, object h_mask, object gate,
+                bint coupled, double clip, bint reverse, Py_ssize_t N, Py_ssize_t B, Py_ssize_t H) except *:
     """The parts that forward and backward share."""
     cdef int num = _seq.typenum(w_hh)
     cdef Py_ssize_t P = w_hh.shape[1], G = 3 if coupled else 4
@@ -183,6 +190,7 @@ cdef void setup(Lstm *s, object batch_sizes, object offsets, object resets, obje
     s.w_hh = data(w_hh, "w_hh", num, (G * H, P))
     s.w_hr = data(w_hr, "w_hr", num, (P, H))
     s.peephole = data(peephole, "peephole", num, (3, H))
+    s.mask = data(h_mask, "h_mask", num, (B, P))
     gain_hh, gain_c, bias_c = norm[1:] if norm is not None else (None, None, None)
     s.gain_hh = data(gain_hh, "gain_hh", num, (G * H,))
     s.gain_c = data(gain_c, "gain_c", num, (H,))
@@ -190,16 +198,16 @@ cdef void setup(Lstm *s, object batch_sizes, object offsets, object resets, obje
 
 
 def lstm_forward(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih=None, b_hh=None, *, w_hr=None,
-                 peephole=None, norm=None, gate="sigmoid", coupled=False, clip=0.0, resets=None,
-                 reverse=False, keep=True, out=None):
+                 peephole=None, norm=None, gate="sigmoid", coupled=False, clip=0.0, h_mask=None,
+                 resets=None, reverse=False, keep=True, out=None):
     """Twin of `rnnfast.reference.lstm.lstm_forward`."""
     cdef int num = _seq.typenum(w_hh)
     cdef Py_ssize_t N = len(x), B = len(h0), H = c0.shape[1], P = w_hh.shape[1]
     cdef Py_ssize_t W = w_hh.shape[0], ldy
     cdef Lstm s
     offsets = _seq.offsets_of(batch_sizes, B, N)
-    setup(&s, batch_sizes, offsets, resets, w_hh, w_hr, peephole, norm, gate, coupled, clip,
-          reverse, N, B, H)
+    setup(&s, batch_sizes, offsets, resets, w_hh, w_hr, peephole, norm, h_mask, gate, coupled,
+          clip, reverse, N, B, H)
     data(h0, "h0", num, (B, P))
     data(c0, "c0", num, (B, H))
     h, c = h0.copy(), c0.copy()
@@ -227,6 +235,8 @@ def lstm_forward(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih=None, b_hh=None, *, w_
     cdef Py_ssize_t R = N if keep else B
     s.a = data(a, "a", num, (N, W))
     s.h = data(h, "h", num, (B, P))
+    hm = h if h_mask is None else np.empty((B, P), w_hh.dtype)
+    s.hm = data(hm, "hm", num, (B, P))
     s.c = data(c, "c", num, (B, H))
     s.h_prev = data(scratch("h_prev", N, P, keep), "h_prev", num, (N, P))
     s.c_prev = data(scratch("c_prev", N, H, keep), "c_prev", num, (N, H))
@@ -251,8 +261,8 @@ def lstm_forward(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih=None, b_hh=None, *, w_
     if not keep:
         return y, h, c, None
     tape = {"x": x, "batch_sizes": batch_sizes, "resets": resets, "w_ih": w_ih, "w_hh": w_hh,
-            "w_hr": w_hr, "peephole": peephole, "norm": norm, "gate": gate, "coupled": coupled,
-            "clip": clip, "reverse": reverse, "gates": a, **kept}
+            "w_hr": w_hr, "peephole": peephole, "norm": norm, "h_mask": h_mask, "gate": gate,
+            "coupled": coupled, "clip": clip, "reverse": reverse, "gates": a, **kept}
     return y, h, c, tape
 
 
@@ -267,7 +277,7 @@ def lstm_backward(tape, dy, dh_n, dc_n, grads, need_dx=True):
     dtype = w_hh.dtype
     offsets = _seq.offsets_of(tape["batch_sizes"], B, N)
     setup(&s, tape["batch_sizes"], offsets, tape["resets"], w_hh, w_hr, peephole, norm,
-          tape["gate"], coupled, tape["clip"], tape["reverse"], N, B, H)
+          tape["h_mask"], tape["gate"], coupled, tape["clip"], tape["reverse"], N, B, H)
     data(dh_n, "dh_n", num, (B, P))
     data(dc_n, "dc_n", num, (B, H))
     dh, dc = dh_n.copy(), dc_n.copy()

@@ -25,22 +25,27 @@ cnp.import_array()
 
 
 cdef void forward(const Packed *q, Py_ssize_t H, K.rf_act f, const real_t *w_hh, real_t *a,
-                  real_t *h, real_t *h_prev, real_t *y, Py_ssize_t ldy) noexcept nogil:
-    """a: [N,H] W_ih x + b; h: [B,H] state, in and out; h_prev: [N,H] out, or NULL."""
+                  real_t *h, const real_t *mask, real_t *hm, real_t *h_prev, real_t *y,
+                  Py_ssize_t ldy) noexcept nogil:
+    """a: [N,H] W_ih x + b; h: [B,H] state, in and out; mask: [B,H] or NULL; hm: [B,H] scratch for
+    the masked state, h itself without a mask; h_prev: [N,H] out, or NULL."""
     cdef Py_ssize_t s, t, n, row
     for s in range(q.T):
         t = time_of(q, s)
         n = q.sizes[t]
         row = q.offsets[t]
         _seq.zero_reset_rows(q, t, H, h)
+        if mask != NULL:
+            K.multiply(n * H, h, mask, hm)
         if h_prev != NULL:
-            memcpy(h_prev + row * H, h, n * H * sizeof(real_t))
-        gemm(False, True, n, H, H, h, H, w_hh, H, <real_t>1, a + row * H, H)  # F2
+            memcpy(h_prev + row * H, hm, n * H * sizeof(real_t))
+        gemm(False, True, n, H, H, hm, H, w_hh, H, <real_t>1, a + row * H, H)  # F2
         K.rnn_forward(n, H, f, a + row * H, h, y + row * ldy, ldy)  # F3
 
 
 cdef void backward(const Packed *q, Py_ssize_t H, K.rf_act f, const real_t *w_hh,
-                   const real_t *h, const real_t *dy, real_t *dh, real_t *da) noexcept nogil:
+                   const real_t *h, const real_t *dy, const real_t *mask, real_t *dh,
+                   real_t *da) noexcept nogil:
     """h: [N,H] the states; dy: [N,H] or NULL; dh: [B,H] in dE/dh_n, out dE/dh0; da: [N,H] out."""
     cdef Py_ssize_t s, t, n, row
     for s in range(q.T - 1, -1, -1):
@@ -50,11 +55,13 @@ cdef void backward(const Packed *q, Py_ssize_t H, K.rf_act f, const real_t *w_hh
         K.rnn_backward(n, H, f, h + row * H, dh, dy + row * H if dy != NULL else NULL, H,
                        da + row * H)  # B1, B2
         gemm(False, False, n, H, H, da + row * H, H, w_hh, H, <real_t>0, dh, H)  # B3
+        if mask != NULL:
+            K.multiply(n * H, dh, mask, dh)
         _seq.zero_reset_rows(q, t, H, dh)
 
 
 def rnn_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonlinearity="tanh",
-                resets=None, reverse=False, keep=True, out=None):
+                h_mask=None, resets=None, reverse=False, keep=True, out=None):
     """Twin of `rnnfast.reference.rnn.rnn_forward`."""
     cdef int num = _seq.typenum(w_hh)
     cdef Py_ssize_t N = len(x), B = len(h0), H = w_hh.shape[0], ldy
@@ -68,6 +75,9 @@ def rnn_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonline
     y = np.empty((N, H), w_hh.dtype) if out is None else out
     cdef void *py = _seq.strided(y, "out", num, N, H, &ldy)
     h_prev = np.empty((N, H), w_hh.dtype) if keep else None
+    hm = h if h_mask is None else np.empty((B, H), w_hh.dtype)
+    cdef void *pm = data(h_mask, "h_mask", num, (B, H))
+    cdef void *phm = data(hm, "hm", num, (B, H))
     a = input_product(x, w_ih, total_bias(b_ih, b_hh))  # F1
     cdef void *pa = data(a, "a", num, (N, H))
     cdef void *ph = data(h, "h", num, (B, H))
@@ -76,16 +86,16 @@ def rnn_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonline
     with nogil:
         mode = K.enter()
         if num == cnp.NPY_FLOAT:
-            forward[float](&q, H, f, <float *>w, <float *>pa, <float *>ph, <float *>php,
-                           <float *>py, ldy)
+            forward[float](&q, H, f, <float *>w, <float *>pa, <float *>ph, <float *>pm,
+                           <float *>phm, <float *>php, <float *>py, ldy)
         else:
-            forward[double](&q, H, f, <double *>w, <double *>pa, <double *>ph, <double *>php,
-                            <double *>py, ldy)
+            forward[double](&q, H, f, <double *>w, <double *>pa, <double *>ph, <double *>pm,
+                            <double *>phm, <double *>php, <double *>py, ldy)
         K.leave(mode)
     if not keep:
         return y, h, None
     tape = {"x": x, "batch_sizes": batch_sizes, "resets": resets, "w_ih": w_ih, "w_hh": w_hh,
-            "reverse": reverse, "nonlinearity": nonlinearity, "h": np.array(y, order="C"),
+            "reverse": reverse, "h_mask": h_mask, "nonlinearity": nonlinearity, "h": np.array(y, order="C"),
             "h_prev": h_prev}
     return y, h, tape
 
@@ -102,6 +112,7 @@ def rnn_backward(tape, dy, dh_n, grads, need_dx=True):
     cdef void *w = data(w_hh, "w_hh", num, (H, H))
     cdef void *ph = data(tape["h"], "h", num, (N, H))
     cdef void *pdy = data(dy, "dy", num, (N, H))
+    cdef void *pm = data(tape["h_mask"], "h_mask", num, (B, H))
     data(dh_n, "dh_n", num, (B, H))
     dh = dh_n.copy()
     da = np.empty((N, H), w_hh.dtype)
@@ -111,11 +122,11 @@ def rnn_backward(tape, dy, dh_n, grads, need_dx=True):
     with nogil:
         mode = K.enter()
         if num == cnp.NPY_FLOAT:
-            backward[float](&q, H, f, <float *>w, <float *>ph, <float *>pdy, <float *>pdh,
-                            <float *>pda)
+            backward[float](&q, H, f, <float *>w, <float *>ph, <float *>pdy, <float *>pm,
+                            <float *>pdh, <float *>pda)
         else:
-            backward[double](&q, H, f, <double *>w, <double *>ph, <double *>pdy, <double *>pdh,
-                             <double *>pda)
+            backward[double](&q, H, f, <double *>w, <double *>ph, <double *>pdy, <double *>pm,
+                             <double *>pdh, <double *>pda)
         K.leave(mode)
     weight_product(da, tape["h_prev"], grads["w_hh"])  # B4
     for bias in ("b_ih", "b_hh"):

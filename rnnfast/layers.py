@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rnnfast import _engine
+from rnnfast import _engine, _threads
 from rnnfast._module import Module
 from rnnfast._packing import Packing, time_blocks
+
+#: Multiply-adds in a direction from which two threads beat one (docs/performance.md)
+PARALLEL_WORK = 2_000_000
 
 MERGES = ("concat", "sum", "mul", "average")
 
@@ -82,13 +85,16 @@ class Recurrent(Module):
     def __init__(self, input_size, hidden_size, num_layers=1, bias=True, batch_first=False,
                  dropout=0.0, bidirectional=False, proj_size=0, *, dtype="float32", seed=None,
                  init="torch", forget_bias=None, merge="concat", layer_norm=False,
-                 checkpoint_every=None, **options):  # fmt: skip
+                 input_dropout=0.0, recurrent_dropout=0.0, checkpoint_every=None,
+                 **options):  # fmt: skip
         super().__init__(dtype)
         self.input_size = _positive("input_size", input_size)
         self.hidden_size = _positive("hidden_size", hidden_size)
         self.num_layers = _positive("num_layers", num_layers)
         self.bias, self.batch_first = bool(bias), bool(batch_first)
         self.dropout = _probability("dropout", dropout)
+        self.input_dropout = _probability("input_dropout", input_dropout)
+        self.recurrent_dropout = _probability("recurrent_dropout", recurrent_dropout)
         self.bidirectional = bool(bidirectional)
         self.proj_size = _positive("proj_size", proj_size, least=0)
         if self.proj_size >= self.hidden_size:
@@ -207,7 +213,8 @@ class Recurrent(Module):
         out : array, optional
             Where to write the output.
         return_sequences : bool
-            False: the output at each sequence's last step only, (B, features).
+            False: no output at each step is written; the output is the last layer's final h of
+            each sequence, (B, features), both directions merged (each has read all of it).
 
         Returns
         -------
@@ -216,17 +223,8 @@ class Recurrent(Module):
         state : array or (array, array)
             States at each sequence's own end, shaped like the initial ones.
         """
-        output, state, _ = self._run(x, state, lengths, resets, False, pad_output)
-        if not return_sequences:
-            output = self._last(output, lengths, x)
-        if out is not None:
-            if not isinstance(out, np.ndarray) or out.shape != output.shape:
-                raise ValueError(f"{self._me}: out must have shape {output.shape}, "
-                                 f"got {np.shape(out)}")  # fmt: skip
-            if out.dtype != output.dtype:
-                raise TypeError(f"{self._me}: out must be {output.dtype}, got {out.dtype}")
-            out[...] = output
-            output = out
+        output, state, _ = self._run(x, state, lengths, resets, False, pad_output, out,
+                                     return_sequences)  # fmt: skip
         return output, state
 
     def forward(self, x, state=None, lengths=None, resets=None, *, pad_output="zero"):
@@ -329,27 +327,72 @@ class Recurrent(Module):
             states = [a[:, 0] for a in states]
         return states[0] if self.states == 1 else tuple(states)
 
-    def _run(self, x, state, lengths, resets, keep, pad_output):
+    def _run(self, x, state, lengths, resets, keep, pad_output, out=None, sequences=True):
         if pad_output not in ("zero", "repeat"):
             raise ValueError(f"pad_output must be 'zero' or 'repeat', got {pad_output!r}")
         rows, states, packing, resets, unbatched = self._arrange(x, state, lengths, resets)
         states = [a.copy() for a in states]
-        output = np.empty((len(rows), self.output_size), self.dtype)
+        shape = self._output_shape(packing, unbatched, sequences)
+        self._check_out(out, shape)
+        output = self._output_rows(out, packing, unbatched) if sequences else None
         tape = Tape(packing, unbatched=unbatched, pad_output=pad_output) if keep else None
-        seed = int(self.training_rng.integers(2**63)) if keep and self.dropout else None
+        drops = self.dropout or self.input_dropout or self.recurrent_dropout
+        seed = int(self.training_rng.integers(2**63)) if keep and drops else None
         checkpointed = keep and self.checkpoint_every is not None
         for blocks in self._segments(packing.batch_sizes):
             before = [a.copy() for a in states] if checkpointed else None
             part = slice(blocks[0].rows.start, blocks[-1].rows.stop)
             inside = None if resets is None else resets[part]
-            kept = self._segment(rows[part], states, blocks, inside, output[part],
+            kept = self._segment(rows[part], states, blocks, inside, packing,
+                                 output[part] if sequences else None,
                                  keep and not checkpointed, seed)  # fmt: skip
             if keep:
                 tape.segments.append({"blocks": blocks, "x": rows[part], "resets": inside,
                                       "seed": seed, "before": before, "layers": kept})  # fmt: skip
-        y = packing.unpack(output, pad_output)
-        y = y[:, 0] if unbatched else y.swapaxes(0, 1) if self.batch_first else y
-        return y, self._unstate(states, packing, unbatched), tape
+        final = self._unstate(states, packing, unbatched)
+        if sequences:
+            y = packing.unpack(output, pad_output)
+            y = y[:, 0] if unbatched else y.swapaxes(0, 1) if self.batch_first else y
+        else:
+            y = self._final_output(final if self.states == 1 else final[0])
+        if out is not None and not np.may_share_memory(out, y):
+            out[...] = y
+        return (y if out is None else out), final, tape
+
+    def _output_shape(self, packing, unbatched, sequences):
+        B = () if unbatched else (packing.B,)
+        if not sequences:
+            return (*B, self.output_size)
+        if self.batch_first:
+            return (*B, packing.T, self.output_size)
+        return (packing.T, *B, self.output_size)
+
+    def _check_out(self, out, shape):
+        if out is None:
+            return
+        if not isinstance(out, np.ndarray) or not out.flags.writeable:
+            raise TypeError(f"{self._me}: out must be a writable ndarray")
+        if out.shape != shape:
+            raise ValueError(f"{self._me}: out must have shape {shape}, got {out.shape}")
+        if out.dtype != self.dtype:
+            raise TypeError(f"{self._me}: out must be {self.dtype}, got {out.dtype}")
+
+    def _output_rows(self, out, packing, unbatched):
+        """Where packed output rows go: the caller's array itself where it has their layout."""
+        in_order = packing.index is None and (unbatched or not self.batch_first)
+        if out is not None and in_order and out.flags.c_contiguous:
+            return out.reshape(packing.rows, self.output_size)
+        return np.empty((packing.rows, self.output_size), self.dtype)
+
+    def _final_output(self, h):
+        """The last layer's final h, both directions merged."""
+        if not self.bidirectional:
+            return h[-1]
+        if self.merge == "concat":
+            return np.concatenate([h[-2], h[-1]], axis=-1)
+        y = np.empty_like(h[-1])
+        merge_forward(self.merge, h[-2], h[-1], y)
+        return y
 
     def _segments(self, batch_sizes):
         """Lists of blocks of time steps. A block is what one engine call covers; a segment is what
@@ -371,22 +414,25 @@ class Recurrent(Module):
             steps += block.stop - block.start
         return segments
 
-    def _segment(self, x, states, blocks, resets, output, keep, seed):
-        """All layers over some blocks; writes `output` and the states; returns the layers' tapes."""
+    def _segment(self, x, states, blocks, resets, packing, output, keep, seed):
+        """All layers over some blocks; writes the states and, unless it is None, `output`; returns
+        the layers' tapes."""
         D, P, kept = self.directions, self.state_size, []
         for layer in range(self.num_layers):
             last = layer == self.num_layers - 1
-            masks = self._masks(layer, blocks, x.shape, seed) if layer else None
+            masks = self._masks(layer, blocks, x, packing, seed)
             if masks is not None:
                 x = x * masks
+            silent = last and output is None
             joined = output if last else np.empty((len(x), self.output_size), self.dtype)
             concat = self.merge == "concat" or D == 1
-            wide = joined if concat else np.empty((len(x), D * P), self.dtype)
-            tapes = [
-                self._direction(layer, d, x, states, blocks, resets, wide[:, d * P : (d + 1) * P], keep)
-                for d in range(D)
-            ]
-            if not concat:
+            wide = joined if concat or silent else np.empty((len(x), D * P), self.dtype)
+            outs = [None if silent else wide[:, d * P : (d + 1) * P] for d in range(D)]
+            h_masks = [self._state_mask(layer, d, packing, seed) for d in range(D)]
+            tapes = self._both(
+                lambda d: self._direction(layer, d, x, states, blocks, resets, outs[d], h_masks[d],
+                                          keep), len(x))  # fmt: skip
+            if not concat and not silent:
                 merge_forward(self.merge, wide[:, :P], wide[:, P:], joined)
             if keep:
                 kept.append({"tapes": tapes, "masks": masks,
@@ -394,22 +440,46 @@ class Recurrent(Module):
             x = joined
         return kept
 
-    def _masks(self, layer, blocks, shape, seed):
-        """Inverted dropout for the rows of some blocks, the same for the same seed however the
-        blocks are grouped."""
-        if seed is None:
+    def _masks(self, layer, blocks, x, packing, seed):
+        """What dropout multiplies the rows of some blocks with, or None. The same for the same
+        seed, however the blocks are grouped."""
+        fresh = self.dropout if layer else 0.0
+        if seed is None or not (fresh or self.input_dropout):
             return None
-        masks = np.empty(shape, self.dtype)
-        scale = self.dtype.type(0 if self.dropout == 1 else 1 / (1 - self.dropout))
-        first = blocks[0].rows.start
+        if x.ndim == 1:
+            raise ValueError(f"{self._me}: input_dropout needs vectors, not class indices")
+        first, width = blocks[0].rows.start, x.shape[1]
+        masks = np.ones(x.shape, self.dtype)
+        whole = inverted_dropout([seed, layer, 0], (packing.B, width), self.input_dropout, self.dtype)
         for block in blocks:
-            rng = np.random.default_rng([seed, layer, block.start])
             rows = slice(block.rows.start - first, block.rows.stop - first)
-            keep = rng.random((rows.stop - rows.start, shape[1]), np.float32) >= self.dropout
-            masks[rows] = keep * scale
+            if fresh:
+                shape = (rows.stop - rows.start, width)
+                masks[rows] = inverted_dropout([seed, layer, 1, block.start], shape, fresh, self.dtype)
+            if self.input_dropout:
+                row = rows.start
+                for n in block.sizes:
+                    masks[row : row + n] *= whole[:n]
+                    row += int(n)
         return masks
 
-    def _direction(self, layer, direction, x, states, blocks, resets, out, keep):
+    def _state_mask(self, layer, direction, packing, seed):
+        """What recurrent dropout multiplies h with at every step, (B, P), or None."""
+        if seed is None or not self.recurrent_dropout:
+            return None
+        return inverted_dropout([seed, layer, 2, direction], (packing.B, self.state_size),
+                                self.recurrent_dropout, self.dtype)  # fmt: skip
+
+    def _both(self, run, rows):
+        """[run(direction) for each direction], on two threads where there is enough to do."""
+        if self.directions == 1:
+            return [run(0)]
+        work = rows * self._gate_rows() * (self.state_size + self.input_size)
+        if work < PARALLEL_WORK or _threads.get_num_threads() < 2:
+            return [run(0), run(1)]
+        return _threads.run_pair(run)
+
+    def _direction(self, layer, direction, x, states, blocks, resets, out, h_mask, keep):
         """One layer in one direction over some blocks; returns the engine's tapes, in the order
         the blocks were visited."""
         forward = getattr(_engine.functions(), f"{self.cell}_forward")
@@ -421,8 +491,8 @@ class Recurrent(Module):
             rows = slice(block.rows.start - first, block.rows.stop - first)
             _, *state, tape = forward(
                 x[rows], block.sizes, *state, *weights, **extra, **self.options, keep=keep,
-                resets=None if resets is None else resets[rows],
-                reverse=bool(direction), out=out[rows])  # fmt: skip
+                h_mask=h_mask, resets=None if resets is None else resets[rows],
+                reverse=bool(direction), out=None if out is None else out[rows])  # fmt: skip
             tapes.append(tape)
         for a, new in zip(states, state, strict=True):
             a[k] = new
@@ -473,8 +543,8 @@ class Recurrent(Module):
             if segment["before"] is not None:
                 again = [a.copy() for a in segment["before"]]
                 scratch = np.empty((part.stop - part.start, self.output_size), self.dtype)
-                kept = self._segment(segment["x"], again, blocks, segment["resets"], scratch, True,
-                                     segment["seed"])  # fmt: skip
+                kept = self._segment(segment["x"], again, blocks, segment["resets"], packing,
+                                     scratch, True, segment["seed"])  # fmt: skip
             d = self._segment_backward(kept, dy[part], states, blocks, need_dx)
             if d is not None:
                 if dx is None:
@@ -496,9 +566,10 @@ class Recurrent(Module):
             else:
                 parts = merge_backward(self.merge, dy, entry["wide"])
             below = need_dx or layer > 0
-            dxs = [self._direction_backward(layer, d, entry["tapes"][d],
-                                            np.ascontiguousarray(parts[d]), states, blocks, below)
-                   for d in range(D)]  # fmt: skip
+            dxs = self._both(
+                lambda d: self._direction_backward(layer, d, entry["tapes"][d],
+                                                   np.ascontiguousarray(parts[d]), states, blocks,
+                                                   below), len(dy))  # fmt: skip
             dy = dxs[0] if D == 1 or dxs[0] is None else dxs[0] + dxs[1]
             if entry["masks"] is not None and dy is not None:
                 dy = dy * entry["masks"]
@@ -524,12 +595,6 @@ class Recurrent(Module):
         return dx
 
     # ---- conveniences ----------------------------------------------------------------------
-
-    def _last(self, output, lengths, x):
-        if isinstance(x, list | tuple):
-            lengths = [len(a) for a in x]
-        axis = 1 if self.batch_first and output.ndim == 3 else 0
-        return last_output(output, lengths, axis=axis)
 
     def stream(self, batch_size=1):
         """A `Stream` of this layer: one time step or chunk at a time, the state kept inside."""
@@ -563,7 +628,7 @@ class RNN(Recurrent):
         As in `LSTM`.
     nonlinearity : {"tanh", "relu"}
         Fourth in order, as in torch.nn.RNN.
-    dtype, seed, init, merge, checkpoint_every
+    dtype, seed, init, merge, input_dropout, recurrent_dropout, checkpoint_every
         As in `LSTM`.
 
     Examples
@@ -579,11 +644,13 @@ class RNN(Recurrent):
 
     def __init__(self, input_size, hidden_size, num_layers=1, nonlinearity="tanh", bias=True,
                  batch_first=False, dropout=0.0, bidirectional=False, *, dtype="float32", seed=None,
-                 init="torch", merge="concat", checkpoint_every=None):  # fmt: skip
+                 init="torch", merge="concat", input_dropout=0.0, recurrent_dropout=0.0,
+                 checkpoint_every=None):  # fmt: skip
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(f"nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
         super().__init__(input_size, hidden_size, num_layers, bias, batch_first, dropout,
                          bidirectional, dtype=dtype, seed=seed, init=init, merge=merge,
+                         input_dropout=input_dropout, recurrent_dropout=recurrent_dropout,
                          checkpoint_every=checkpoint_every, nonlinearity=nonlinearity)  # fmt: skip
 
 
@@ -604,7 +671,8 @@ class LSTM(Recurrent):
     batch_first : bool
         Input and output are (B, T, ...) in place of (T, B, ...).
     dropout : float in [0, 1]
-        Share of the input of every layer but the first that `forward` sets to zero.
+        Share of the input of every layer but the first that `forward` sets to zero, drawn anew for
+        each step; the rest is multiplied by 1/(1 - dropout).
     bidirectional : bool
         A second network reads each sequence from its own end.
     proj_size : int
@@ -629,6 +697,9 @@ class LSTM(Recurrent):
         Activation of the gates: the logistic function; relu6(x + 3)/6; or 0.2 x + 0.5 in [0, 1].
     cell_clip : float
         c is clamped to [-cell_clip, cell_clip] where positive.
+    input_dropout, recurrent_dropout : float in [0, 1]
+        Variational dropout of `forward`: one mask per sequence, the same at every step, on each
+        layer's input and on the h that W_hh reads (Gal and Ghahramani 2016).
     checkpoint_every : int or None
         Keep only the states every so many steps (rounded up to whole blocks) and compute the rest
         again in `backward`: the same bits, less memory. With both directions nothing is saved.
@@ -660,13 +731,15 @@ class LSTM(Recurrent):
     def __init__(self, input_size, hidden_size, num_layers=1, bias=True, batch_first=False,
                  dropout=0.0, bidirectional=False, proj_size=0, *, dtype="float32", seed=None,
                  init="torch", forget_bias=None, merge="concat", layer_norm=False, peephole=False,
-                 coupled=False, gate="sigmoid", cell_clip=0.0, checkpoint_every=None):  # fmt: skip
+                 coupled=False, gate="sigmoid", cell_clip=0.0, input_dropout=0.0,
+                 recurrent_dropout=0.0, checkpoint_every=None):  # fmt: skip
         _check_gate(gate)
         self.peephole = bool(peephole)
         self.gates = 3 if coupled else 4
         super().__init__(input_size, hidden_size, num_layers, bias, batch_first, dropout,
                          bidirectional, proj_size, dtype=dtype, seed=seed, init=init,
                          forget_bias=forget_bias, merge=merge, layer_norm=layer_norm,
+                         input_dropout=input_dropout, recurrent_dropout=recurrent_dropout,
                          checkpoint_every=checkpoint_every, gate=gate, coupled=bool(coupled),
                          clip=float(cell_clip))  # fmt: skip
 
@@ -706,7 +779,7 @@ class GRU(Recurrent):
         Normalise W_ih x and W_hh h (Ba et al. 2016); needs reset_after.
     gate : {"sigmoid", "hard_sigmoid", "hard_sigmoid_onnx"}
         Activation of r and z.
-    dtype, seed, init, merge, checkpoint_every
+    dtype, seed, init, merge, input_dropout, recurrent_dropout, checkpoint_every
         As in `LSTM`.
 
     Examples
@@ -724,13 +797,14 @@ class GRU(Recurrent):
     def __init__(self, input_size, hidden_size, num_layers=1, bias=True, batch_first=False,
                  dropout=0.0, bidirectional=False, *, reset_after=True, dtype="float32", seed=None,
                  init="torch", merge="concat", layer_norm=False, gate="sigmoid",
-                 checkpoint_every=None):  # fmt: skip
+                 input_dropout=0.0, recurrent_dropout=0.0, checkpoint_every=None):  # fmt: skip
         _check_gate(gate)
         if layer_norm and not reset_after:
             raise ValueError("GRU: layer_norm needs reset_after=True")
         super().__init__(input_size, hidden_size, num_layers, bias, batch_first, dropout,
                          bidirectional, dtype=dtype, seed=seed, init=init, merge=merge,
-                         layer_norm=layer_norm, checkpoint_every=checkpoint_every,
+                         layer_norm=layer_norm, input_dropout=input_dropout,
+                         recurrent_dropout=recurrent_dropout, checkpoint_every=checkpoint_every,
                          reset_after=bool(reset_after), gate=gate)  # fmt: skip
 
 
@@ -1000,6 +1074,13 @@ class Embedding(Module):
 
 
 # ---- helpers -------------------------------------------------------------------------------------
+
+
+def inverted_dropout(seed, shape, rate, dtype):
+    """Zeros with probability `rate`, else 1/(1 - rate), from a seed."""
+    scale = dtype.type(0 if rate == 1 else 1 / (1 - rate))
+    keep = np.random.default_rng(seed).random(shape, np.float32) >= rate
+    return keep * scale
 
 
 def merge_forward(merge, a, b, out):

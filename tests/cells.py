@@ -16,8 +16,13 @@ def uniform(rng, dtype, *shape, bound=0.5):
     return rng.uniform(-bound, bound, shape).astype(dtype)
 
 
+def dropped(rng, dtype, *shape):
+    """A mask of inverted dropout with rate 1/4."""
+    return ((rng.random(shape) >= 0.25) / 0.75).astype(dtype)
+
+
 def rnn(rng, T, B, I, H, dtype, *, bias=True, nonlinearity="tanh", ids=False, ragged=True,
-        resets=False, reverse=False):  # fmt: skip
+        resets=False, reverse=False, mask=False):  # fmt: skip
     """(positional, keywords, grads, number of states) for rnn_forward."""
     x, sizes, r = batch(rng, T, B, dtype, I, ids, ragged, resets)
     w = {"w_ih": uniform(rng, dtype, H, I), "w_hh": uniform(rng, dtype, H, H)}
@@ -25,12 +30,15 @@ def rnn(rng, T, B, I, H, dtype, *, bias=True, nonlinearity="tanh", ids=False, ra
         w |= {"b_ih": uniform(rng, dtype, H), "b_hh": uniform(rng, dtype, H)}
     h0 = uniform(rng, dtype, B, H)
     kw = {"resets": r, "reverse": reverse, "nonlinearity": nonlinearity}
+    if mask:
+        kw["h_mask"] = dropped(rng, dtype, B, H)
     grads = {k: uniform(rng, dtype, *v.shape) for k, v in w.items()}
     return (x, sizes, h0, *w.values()), kw, grads, 1
 
 
 def lstm(rng, T, B, I, H, dtype, *, bias=True, P=0, peephole=False, norm=False, gate="sigmoid",
-         coupled=False, clip=0.0, ids=False, ragged=True, resets=False, reverse=False):  # fmt: skip
+         coupled=False, clip=0.0, ids=False, ragged=True, resets=False, reverse=False,
+         mask=False):  # fmt: skip
     """(positional, keywords, grads, number of states) for lstm_forward."""
     x, sizes, r = batch(rng, T, B, dtype, I, ids, ragged, resets)
     G, out = (3 if coupled else 4) * H, P or H
@@ -47,13 +55,15 @@ def lstm(rng, T, B, I, H, dtype, *, bias=True, P=0, peephole=False, norm=False, 
         sizes_of = {"gain_ih": G, "gain_hh": G, "gain_c": H, "bias_c": H}
         extra["norm"] = tuple(uniform(rng, dtype, n) + dtype(1) for n in sizes_of.values())
         grads |= {k: uniform(rng, dtype, n) for k, n in sizes_of.items()}
+    if mask:
+        extra["h_mask"] = dropped(rng, dtype, B, out)
     kw = extra | {"gate": gate, "coupled": coupled, "clip": clip, "resets": r, "reverse": reverse}
     state = (uniform(rng, dtype, B, out), uniform(rng, dtype, B, H))
     return (x, sizes, *state, *w.values()), kw, grads, 2
 
 
 def gru(rng, T, B, I, H, dtype, *, bias=True, reset_after=True, norm=False, gate="sigmoid",
-        ids=False, ragged=True, resets=False, reverse=False):  # fmt: skip
+        ids=False, ragged=True, resets=False, reverse=False, mask=False):  # fmt: skip
     """(positional, keywords, grads, number of states) for gru_forward."""
     x, sizes, r = batch(rng, T, B, dtype, I, ids, ragged, resets)
     w = {"w_ih": uniform(rng, dtype, 3 * H, I), "w_hh": uniform(rng, dtype, 3 * H, H)}
@@ -64,6 +74,8 @@ def gru(rng, T, B, I, H, dtype, *, bias=True, reset_after=True, norm=False, gate
     if norm:
         extra["norm"] = tuple(uniform(rng, dtype, 3 * H) + dtype(1) for _ in range(2))
         grads |= {k: uniform(rng, dtype, 3 * H) for k in ("gain_ih", "gain_hh")}
+    if mask:
+        extra["h_mask"] = dropped(rng, dtype, B, H)
     kw = extra | {"reset_after": reset_after, "gate": gate, "resets": r, "reverse": reverse}
     return (x, sizes, uniform(rng, dtype, B, H), *w.values()), kw, grads, 1
 

@@ -52,6 +52,7 @@ COMMON = st.fixed_dictionaries(
         "ragged": st.booleans(),
         "resets": st.booleans(),
         "reverse": st.booleans(),
+        "mask": st.booleans(),
     }
 )
 SHAPES = st.tuples(

@@ -31,8 +31,8 @@ def gru_bias(ar, b_ih, b_hh, reset_after):
 
 
 def gru_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, reset_after=True,
-                norm=None, gate="sigmoid", resets=None, reverse=False, keep=True, out=None,
-                arithmetic=PLAIN):  # fmt: skip
+                norm=None, gate="sigmoid", h_mask=None, resets=None, reverse=False, keep=True,
+                out=None, arithmetic=PLAIN):  # fmt: skip
     """GRU over a packed batch: h_t = (1 - z) n + z h_{t-1}.
 
     Parameters
@@ -53,7 +53,7 @@ def gru_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, reset_a
         Layer norm of W_ih x and of W_hh h (Ba et al., 2016); reset_after only.
     gate : {"sigmoid", "hard_sigmoid", "hard_sigmoid_onnx"}
         Activation of r and z.
-    resets, reverse, keep, out, arithmetic
+    h_mask, resets, reverse, keep, out, arithmetic
         As in `rnnfast.reference.rnn.rnn_forward`.
 
     Returns
@@ -69,6 +69,8 @@ def gru_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, reset_a
     y = np.empty((N, H), dtype) if out is None else out
     names = ("h_prev", "u") if reset_after else ("h_prev", "rh")
     kept = {name: np.empty((N, H), dtype) for name in names}
+    if h_mask is not None:
+        kept["hm"] = np.empty((N, H), dtype)
     if norm is not None:
         kept["hhat"], kept["h_rstd"] = np.empty((N, 3 * H), dtype), np.empty((N, 1), dtype)
     gates = np.empty((N, 3 * H), dtype)
@@ -85,13 +87,16 @@ def gru_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, reset_a
         if resets is not None:
             h[:n][resets[rows] != 0] = 0
         kept["h_prev"][rows] = h[:n]
-        h_prev = ar.array(h[:n])
+        h_prev = hm = ar.array(h[:n])
+        if h_mask is not None:
+            hm = h_prev * h_mask[:n]
+            kept["hm"][rows] = hm
         if reset_after:
             a = np.concatenate([ax[rows, : 2 * H], start(ar, n, bias_n, H, dtype)], axis=1)
             if norm is None:
-                a = ar.matmul(h[:n], w_hh.T, a)  # F2
+                a = ar.matmul(hm, w_hh.T, a)  # F2
             else:
-                ah = np.asarray(ar.matmul(h[:n], w_hh.T))
+                ah = np.asarray(ar.matmul(hm, w_hh.T))
                 a, kept["hhat"][rows], rstd = layer_norm_forward(
                     ah, norm[1], None, a, arithmetic=ar)  # F2  # fmt: skip
                 kept["h_rstd"][rows] = rstd[:, None]
@@ -100,10 +105,10 @@ def gru_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, reset_a
             n_t = ar.tanh(ar.fma(r, u, ar.array(ax[rows, 2 * H :])))  # F4
             kept["u"][rows] = u
         else:
-            a = ar.matmul(h[:n], w_hh[: 2 * H].T, ax[rows, : 2 * H])  # F2
+            a = ar.matmul(hm, w_hh[: 2 * H].T, ax[rows, : 2 * H])  # F2
             a_r, a_z = np.split(ar.array(a), 2, axis=1)
             r, z = ar.activation(gate, a_r), ar.activation(gate, a_z)  # F3
-            rh = r * h_prev
+            rh = r * hm
             n_t = ar.tanh(ar.matmul(rh, w_hh[2 * H :].T, ax[rows, 2 * H :]))  # F4
             kept["rh"][rows] = rh
         h[:n] = ar.fma(z, h_prev - n_t, n_t)  # F5
@@ -112,7 +117,7 @@ def gru_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, reset_a
     if not keep:
         return y, h, None
     tape = {"x": x, "batch_sizes": batch_sizes, "resets": resets, "w_ih": w_ih, "w_hh": w_hh,
-            "norm": norm, "gate": gate, "reset_after": reset_after, "reverse": reverse,
+            "norm": norm, "h_mask": h_mask, "gate": gate, "reset_after": reset_after, "reverse": reverse,
             "gates": gates, **kept}  # fmt: skip
     return y, h, tape
 
@@ -144,6 +149,7 @@ def gru_backward(tape, dy, dh_n, grads, need_dx=True, *, arithmetic=PLAIN):
     dax = np.empty(tape["gates"].shape, dtype)  # of W_ih x: da_r da_z da_n
     dah = np.empty(dax.shape, dtype) if reset_after else dax  # of W_hh h: da_r da_z du_n
     dm = dah if norm is None else np.empty(dax.shape, dtype)  # of W_hh h before its layer norm
+    hm, mask = tape.get("hm", tape["h_prev"]), tape["h_mask"]
     dh = np.array(dh_n)
     for rows, n in reversed(list(steps(tape["batch_sizes"], tape["reverse"]))):
         d = ar.array(dh[:n]) if dy is None else ar.array(dh[:n]) + dy[rows]  # B1
@@ -159,20 +165,25 @@ def gru_backward(tape, dy, dh_n, grads, need_dx=True, *, arithmetic=PLAIN):
             if norm is not None:
                 dm[rows] = layer_norm_backward(
                     dah[rows], norm[1], tape["hhat"][rows], tape["h_rstd"][rows, 0], arithmetic=ar)
-            dh[:n] = ar.matmul(dm[rows], w_hh, dh[:n])  # B5
+            if mask is None:
+                dh[:n] = ar.matmul(dm[rows], w_hh, dh[:n])  # B5
+            else:
+                dh[:n] = ar.fma(ar.matmul(dm[rows], w_hh), mask[:n], ar.array(dh[:n]))
         else:
             drh = ar.matmul(np.asarray(da_n), w_hh[2 * H :])
-            da_r = drh * h_prev * ar.derivative(gate, r)  # B3
+            da_r = drh * hm[rows] * ar.derivative(gate, r)  # B3
             dax[rows] = np.concatenate([da_r, da_z, da_n], axis=1)
-            dh[:n] = ar.fma(drh, r, d * z)  # B4
-            dh[:n] = ar.matmul(dax[rows, : 2 * H], w_hh[: 2 * H], dh[:n])  # B5
+            direct = d * z  # B4
+            d_hm = ar.fma(drh, r, direct if mask is None else ar.array(np.zeros_like(dh[:n])))
+            d_hm = ar.matmul(dax[rows, : 2 * H], w_hh[: 2 * H], d_hm)  # B5
+            dh[:n] = d_hm if mask is None else ar.fma(d_hm, mask[:n], direct)
         if tape["resets"] is not None:
             dh[:n][tape["resets"][rows] != 0] = 0
     dw = grads["w_hh"]
     if reset_after:
-        dw[...] = ar.matmul(dm.T, tape["h_prev"], dw)  # B6
+        dw[...] = ar.matmul(dm.T, hm, dw)  # B6
     else:
-        dw[: 2 * H] = ar.matmul(dax[:, : 2 * H].T, tape["h_prev"], dw[: 2 * H])
+        dw[: 2 * H] = ar.matmul(dax[:, : 2 * H].T, hm, dw[: 2 * H])
         dw[2 * H :] = ar.matmul(dax[:, 2 * H :].T, tape["rh"], dw[2 * H :])
     for bias, da in (("b_ih", dax), ("b_hh", dah)):
         if bias in grads:

@@ -1,4 +1,4 @@
-"""The affine layer: twins of the functions of ``rnnfast._dense``."""
+"""The affine layer and element-wise activations: twins of the functions of ``rnnfast._dense``."""
 
 import numpy as np
 
@@ -28,3 +28,21 @@ def linear_backward(x, weight, dy, grads, need_dx=True, *, arithmetic=PLAIN):
     if "bias" in grads:
         grads["bias"][...] = np.asarray(arithmetic.sum_columns(dy, grads["bias"]))
     return input_product_backward(arithmetic, x, weight, dy, grads["weight"], need_dx)
+
+
+def activation_forward(name, x, *, arithmetic=PLAIN):
+    """y = f(x), element by element.
+
+    Parameters
+    ----------
+    name : {"sigmoid", "tanh", "relu", "hard_sigmoid", "hard_sigmoid_onnx"}
+    x : array
+    """
+    ar = arithmetic
+    return np.asarray(ar.activation(name, ar.array(x)))
+
+
+def activation_backward(name, y, dy, *, arithmetic=PLAIN):
+    """dy f'(x), with f' written in terms of y = f(x)."""
+    ar = arithmetic
+    return np.asarray(ar.array(dy) * ar.derivative(name, ar.array(y)))

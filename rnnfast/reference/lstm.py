@@ -14,8 +14,8 @@ from rnnfast.reference.sequence import (
 
 
 def lstm_forward(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih=None, b_hh=None, *, w_hr=None,
-                 peephole=None, norm=None, gate="sigmoid", coupled=False, clip=0.0, resets=None,
-                 reverse=False, keep=True, out=None, arithmetic=PLAIN):  # fmt: skip
+                 peephole=None, norm=None, gate="sigmoid", coupled=False, clip=0.0, h_mask=None,
+                 resets=None, reverse=False, keep=True, out=None, arithmetic=PLAIN):  # fmt: skip
     """LSTM over a packed batch: c_t = f c_{t-1} + i g, h_t = o tanh(c_t).
 
     Parameters
@@ -41,8 +41,8 @@ def lstm_forward(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih=None, b_hh=None, *, w_
         f = 1 - i (Greff et al. 2017, https://arxiv.org/abs/1503.04069).
     clip : float
         c is clamped to [-clip, clip] where clip > 0.
-    resets, reverse, keep, out, arithmetic
-        As in `rnnfast.reference.rnn.rnn_forward`.
+    h_mask, resets, reverse, keep, out, arithmetic
+        As in `rnnfast.reference.rnn.rnn_forward`; h_mask is (B, P).
 
     Returns
     -------
@@ -78,11 +78,12 @@ def lstm_forward(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih=None, b_hh=None, *, w_
         if resets is not None:
             h[:n][resets[rows] != 0] = 0
             c[:n][resets[rows] != 0] = 0
-        kept["h_prev"][rows], kept["c_prev"][rows] = h[:n], c[:n]
+        hm = h[:n] if h_mask is None else np.asarray(ar.array(h[:n]) * h_mask[:n])
+        kept["h_prev"][rows], kept["c_prev"][rows] = hm, c[:n]
         if norm is None:
-            a[rows] = ar.matmul(h[:n], w_hh.T, a[rows])  # F2
+            a[rows] = ar.matmul(hm, w_hh.T, a[rows])  # F2
         else:
-            ah = np.asarray(ar.matmul(h[:n], w_hh.T))
+            ah = np.asarray(ar.matmul(hm, w_hh.T))
             a[rows], kept["hhat"][rows], rstd = layer_norm_forward(
                 ah, norm[1], None, a[rows], arithmetic=ar)  # F2  # fmt: skip
             kept["h_rstd"][rows] = rstd[:, None]
@@ -118,8 +119,8 @@ def lstm_forward(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih=None, b_hh=None, *, w_
     if not keep:
         return y, h, c, None
     tape = {"x": x, "batch_sizes": batch_sizes, "resets": resets, "w_ih": w_ih, "w_hh": w_hh,
-            "w_hr": w_hr, "peephole": peephole, "norm": norm, "gate": gate, "coupled": coupled,
-            "clip": clip, "reverse": reverse, "gates": a, **kept}  # fmt: skip
+            "w_hr": w_hr, "peephole": peephole, "norm": norm, "h_mask": h_mask, "gate": gate,
+            "coupled": coupled, "clip": clip, "reverse": reverse, "gates": a, **kept}  # fmt: skip
     return y, h, c, tape
 
 
@@ -191,6 +192,8 @@ def lstm_backward(tape, dy, dh_n, dc_n, grads, need_dx=True, *, arithmetic=PLAIN
             dah[rows] = layer_norm_backward(
                 da[rows], norm[1], tape["hhat"][rows], tape["h_rstd"][rows, 0], arithmetic=ar)
         dh[:n] = ar.matmul(dah[rows], w_hh)  # B6
+        if tape["h_mask"] is not None:
+            dh[:n] = ar.array(dh[:n]) * tape["h_mask"][:n]
         if tape["resets"] is not None:
             dh[:n][tape["resets"][rows] != 0] = 0
             dc[:n][tape["resets"][rows] != 0] = 0

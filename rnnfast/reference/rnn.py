@@ -12,7 +12,8 @@ from rnnfast.reference.sequence import (
 
 
 def rnn_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonlinearity="tanh",
-                resets=None, reverse=False, keep=True, out=None, arithmetic=PLAIN):  # fmt: skip
+                h_mask=None, resets=None, reverse=False, keep=True, out=None,
+                arithmetic=PLAIN):  # fmt: skip
     """h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh) over a packed batch.
 
     Parameters
@@ -26,6 +27,9 @@ def rnn_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonline
     w_ih, w_hh : (H, I) and (H, H) arrays
     b_ih, b_hh : (H,) arrays or None
     nonlinearity : {"tanh", "relu", "sigmoid"}
+    h_mask : (B, H) array or None
+        Recurrent dropout: W_hh reads h_{t-1} times this, the same at every step (Gal and
+        Ghahramani 2016, https://arxiv.org/abs/1512.05287).
     resets : (N,) uint8 or None
         Where 1, the state is zero before that row is consumed.
     reverse : bool
@@ -53,14 +57,14 @@ def rnn_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonline
     for rows, n in steps(batch_sizes, reverse):
         if resets is not None:
             h[:n][resets[rows] != 0] = 0
-        h_prev[rows] = h[:n]
-        a_t = ar.matmul(h[:n], w_hh.T, a[rows])  # F2
+        h_prev[rows] = h[:n] if h_mask is None else ar.array(h[:n]) * h_mask[:n]
+        a_t = ar.matmul(h_prev[rows], w_hh.T, a[rows])  # F2
         h[:n] = ar.activation(nonlinearity, a_t)  # F3
         y[rows] = h[:n]
     if not keep:
         return y, h, None
     tape = {"x": x, "batch_sizes": batch_sizes, "resets": resets, "w_ih": w_ih, "w_hh": w_hh,
-            "reverse": reverse, "nonlinearity": nonlinearity, "h": np.array(y),
+            "reverse": reverse, "h_mask": h_mask, "nonlinearity": nonlinearity, "h": np.array(y),
             "h_prev": h_prev}  # fmt: skip
     return y, h, tape
 
@@ -93,6 +97,8 @@ def rnn_backward(tape, dy, dh_n, grads, need_dx=True, *, arithmetic=PLAIN):
         d = ar.array(dh[:n]) if dy is None else ar.array(dh[:n]) + dy[rows]  # B1
         da[rows] = d * ar.derivative(tape["nonlinearity"], ar.array(tape["h"][rows]))  # B2
         dh[:n] = ar.matmul(da[rows], w_hh)  # B3
+        if tape["h_mask"] is not None:
+            dh[:n] = ar.array(dh[:n]) * tape["h_mask"][:n]
         if tape["resets"] is not None:
             dh[:n][tape["resets"][rows] != 0] = 0
     grads["w_hh"][...] = ar.matmul(da.T, tape["h_prev"], grads["w_hh"])  # B4
