@@ -102,5 +102,6 @@ setup(
         annotate=os.environ.get("RNNFAST_ANNOTATE", "") not in ("", "0"),
         # the .c of a module depends on the generated lists, which cythonize follows by itself
         force=DEBUG or bool(os.environ.get("RNNFAST_ANNOTATE")),
-    )
+    ),
+    options={"build_ext": {"parallel": os.cpu_count() or 1}},
 )
