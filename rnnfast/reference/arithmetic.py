@@ -52,7 +52,7 @@ class Arithmetic:
         return self.array(np.where(inside, y.dtype.type(HARD[name][0]), 0 * one))
 
     def relu(self, x):
-        return self.array(np.where(x < 0, x.dtype.type(0), x))
+        return self.array(elementary.vmax(x.dtype.type(0), x))
 
 
 class Plain(Arithmetic):

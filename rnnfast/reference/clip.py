@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from rnnfast.reference import elementary
 from rnnfast.reference.arithmetic import LANES, PLAIN
 
 
@@ -39,4 +40,4 @@ def scale(g, factor, *, arithmetic=PLAIN):
 def clamp(g, limit, *, arithmetic=PLAIN):
     """g = min(max(g, -limit), limit), in place; NaN stays NaN."""
     limit = g.dtype.type(limit)
-    g[...] = arithmetic.array(np.where(g < -limit, -limit, np.where(g > limit, limit, g))) + 0
+    g[...] = elementary.vmin(limit, elementary.vmax(-limit, arithmetic.array(g)))

@@ -6,6 +6,14 @@ import numpy as np
 from rnnfast.reference.arithmetic import PLAIN
 
 
+def total_of(loss):
+    """0.0 + loss[0] + loss[1] + ... in float64. (Python 3.12's `sum` compensates.)"""
+    total = 0.0
+    for x in np.asarray(loss).tolist():
+        total += x
+    return total
+
+
 def softmax(z, *, arithmetic=PLAIN):
     """p = exp(z - max z) / sum exp(z - max z) per row of an (N, V) array."""
     ar = arithmetic
@@ -58,7 +66,7 @@ def softmax_cross_entropy(z, targets, scale, weight=None, smoothing=0.0, dz=None
             total += (1.0 if weight is None else float(weight[n])) * float(loss[n])
     if dz is not None:
         scale = ar.array(scale)
-        off = real(smoothing) / real(V) * scale if smoothing > 0 else 0 * scale
+        off = real(smoothing) / real(V) * scale if smoothing > 0 else np.zeros_like(scale)
         d = ar.fma(e, (scale / s)[:, None], -off[:, None])  # S4
         d[row, y] = d[row, y] - (real(1) - real(smoothing)) * scale  # S5
         dz[...] = np.where(used[:, None], d, real(0))
@@ -75,7 +83,7 @@ def sigmoid_cross_entropy(z, target, scale=1.0, *, arithmetic=PLAIN):
     soft = ar.log1p(ar.exp(-abs(x)))
     loss = ar.sum_rows(ar.fma(-x, t, ar.relu(x)) + soft)[:, 0]  # E1
     dz = (ar.sigmoid(x) - t) * z.dtype.type(scale)  # E2
-    return sum(map(float, loss), 0.0), np.asarray(loss), np.asarray(dz)
+    return total_of(loss), np.asarray(loss), np.asarray(dz)
 
 
 def quadratic_error(y, target, scale=1.0, *, arithmetic=PLAIN):
@@ -84,4 +92,4 @@ def quadratic_error(y, target, scale=1.0, *, arithmetic=PLAIN):
     e = ar.array(y) - target  # Q1
     loss = y.dtype.type(0.5) * ar.dot_rows(e, e)[:, 0]
     dy = e * y.dtype.type(scale)  # Q2
-    return sum(map(float, loss), 0.0), np.asarray(loss), np.asarray(dy)
+    return total_of(loss), np.asarray(loss), np.asarray(dy)

@@ -64,9 +64,8 @@ def layer_norm_forward(x, gain, bias=None, y=None, *, arithmetic):
     away = x - ar.sum_rows(x) / size  # N1
     rstd = 1 / np.sqrt(ar.dot_rows(away, away) / size + x.dtype.type(EPS))  # N2
     xhat = away * rstd  # N3
-    first = x.dtype.type(0) if y is None else ar.array(y)
-    if bias is not None:
-        first = first + ar.array(bias)
+    terms = [ar.array(term) for term in (y, bias) if term is not None]
+    first = sum(terms[1:], terms[0]) if terms else x.dtype.type(0)
     y = ar.fma(ar.array(gain), xhat, first)  # N4
     return np.asarray(y), np.asarray(xhat), np.asarray(rstd)[:, 0]
 

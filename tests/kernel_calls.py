@@ -1,0 +1,884 @@
+"""Calls of every kernel of csrc/kernels.inc through ctypes, on memory between guard pages.
+
+``python -m tests.kernel_calls DTYPE [NAME ...]`` makes the calls on every instruction set of this
+CPU and prints one JSON line per kernel. It runs as a process of its own because an access out of
+bounds ends it; `tests.test_kernels` starts it and reads the lines.
+
+A case of a kernel is a generator: given a source of random data it yields pairs of the arguments
+by name and a function of an arithmetic that says what each array that is not const, and the
+result, must be afterwards.
+"""
+
+import ctypes
+import faulthandler
+import functools
+import itertools
+import json
+import mmap
+import os
+import re
+import sys
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rnnfast import _kernels
+from rnnfast.reference import clip, loss, optim, sequence
+from rnnfast.reference.arithmetic import LANES, Blas
+from rnnfast.reference.lstm import clamp
+from tests.bits import same_bits
+
+INC = Path(__file__).parents[1] / "csrc" / "kernels.inc"
+SIZES = (0, 1, 7, 8, 15, 16, 17, 31, 33, 64, 65)
+
+# ---- prototypes ---------------------------------------------------------------------------------
+
+
+class Act(ctypes.Structure):
+    """rf_act"""
+
+    _fields_ = (("kind", ctypes.c_int), ("alpha", ctypes.c_double), ("beta", ctypes.c_double))
+
+
+class Lstm(ctypes.Structure):
+    """rf_lstm"""
+
+    _fields_ = (("gate", Act), ("coupled", ctypes.c_int), ("clip", ctypes.c_double))
+
+
+VALUES = {"void": None, "int": ctypes.c_int, "double": ctypes.c_double, "rf_act": Act,
+          "ptrdiff_t": ctypes.c_ssize_t}  # fmt: skip
+
+
+def prototypes():
+    """name -> (result type, [(parameter, type)]) as csrc/kernels.inc has them."""
+    text = re.sub(r"/\*.*?\*/", "", INC.read_text(), flags=re.DOTALL)
+    found = {}
+    for row in re.split(r"\bKERNEL\(", text)[1:]:
+        result, name, rest = (part.strip() for part in row.split(",", 2))
+        parameters = re.fullmatch(r"\((.*)\)\s*\)", rest, re.DOTALL)[1].split(",")
+        split = [re.fullmatch(r"(.*?)(\w+)", " ".join(p.split())) for p in parameters]
+        found[name] = result, [(m[2], m[1].replace(" *", "*").strip()) for m in split]
+    return found
+
+
+def is_pointer(kind):
+    return kind.endswith("*")
+
+
+def ctype(kind, real):
+    if is_pointer(kind):
+        return ctypes.c_void_p
+    return real if kind == "REAL" else VALUES[kind]
+
+
+# ---- memory that must not be left ---------------------------------------------------------------
+
+
+class Guarded:
+    """Some pages of memory with a page before and after them that nobody may touch."""
+
+    PAGES, FILL = 2, 0xA5
+
+    def __init__(self):
+        page = mmap.PAGESIZE
+        self.map = mmap.mmap(-1, (self.PAGES + 2) * page)
+        self.size = self.PAGES * page
+        base = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
+        self.start = base + page
+        libc = ctypes.CDLL(None, use_errno=True)
+        for guard in (base, self.start + self.size):
+            if libc.mprotect(ctypes.c_void_p(guard), ctypes.c_size_t(page), mmap_none()):
+                raise OSError(ctypes.get_errno(), "mprotect")
+        whole = (ctypes.c_ubyte * self.size).from_address(self.start)
+        self.bytes = np.frombuffer(whole, np.uint8)
+
+    def place(self, value, at_end):
+        """Copy an array, or the rows of a `Rows`, right against one of the guards."""
+        self.bytes[:] = self.FILL
+        rows = value if isinstance(value, Rows) else Rows(np.atleast_2d(value), None)
+        array, (n, width) = rows.array, rows.array.shape
+        item = array.itemsize
+        ld = width if rows.ld is None else rows.ld
+        span = ((n - 1) * ld + width) * item if n and width else 0
+        assert span <= self.size
+        offset = self.size - span if at_end else 0
+        memory = self.bytes[offset:]
+        self.view = np.lib.stride_tricks.as_strided(
+            memory[: memory.size // item * item].view(array.dtype) if span else array,
+            (n, width), (ld * item, item))  # fmt: skip
+        self.view[...] = array
+        self.shape = value.shape
+        self.inside = np.zeros(self.size, bool)
+        for i in range(n):
+            self.inside[offset + i * ld * item :][: width * item] = True
+        return self.start + offset
+
+    def contents(self):
+        return self.view.copy().reshape(self.shape)
+
+    def check_rest(self):
+        touched = np.flatnonzero((self.bytes != self.FILL) & ~self.inside)
+        if touched.size:
+            raise AssertionError(f"wrote {touched.size} bytes next to the array")
+
+
+def mmap_none():
+    """PROT_NONE, which the mmap module does not name."""
+    return ctypes.c_int(0)
+
+
+@dataclass
+class Rows:
+    """A matrix whose rows lie `ld` elements apart."""
+
+    array: np.ndarray
+    ld: int | None
+
+    @property
+    def shape(self):
+        return self.array.shape
+
+
+@dataclass
+class Alias:
+    """The same memory as another parameter's."""
+
+    of: str
+
+
+# ---- data ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class Source:
+    """Random arrays of one dtype; `special` mixes in infinities, NaN, zeros, huge and tiny values."""
+
+    rng: np.random.Generator
+    dtype: type
+    special: bool
+
+    def __call__(self, *shape, scale=2.0):
+        x = (self.rng.standard_normal(shape) * scale).astype(self.dtype)
+        if not self.special:
+            return x
+        info = np.finfo(self.dtype)
+        odd = [0, np.inf, np.nan, info.max, info.max / 4, 90, 800, info.tiny, info.tiny * 1.5,
+               info.tiny * 3, info.smallest_subnormal, info.tiny / 3, info.eps, 1, 0.55, 20]  # fmt: skip
+        odd = np.array(odd, self.dtype)
+        chosen = self.rng.choice(np.concatenate([odd, -odd]), shape)
+        return np.where(self.rng.random(shape) < 0.4, chosen, x).astype(self.dtype)
+
+    def unit(self, *shape):
+        """Values in (0, 1), or any where special."""
+        return self(*shape) if self.special else self.rng.random(shape).astype(self.dtype)
+
+    def positive(self, *shape):
+        """Values of at least 0: what a second moment can be."""
+        return abs(self(*shape))
+
+    def blank(self, *shape):
+        """An array that the kernel is to fill."""
+        return np.full(shape, 12345, self.dtype)
+
+    def pick(self, *options):
+        return options[self.rng.integers(len(options))]
+
+    def real(self, low, high):
+        """A scalar argument."""
+        return self.dtype(self.rng.uniform(low, high))
+
+
+CASES: dict[str, Callable] = {}
+
+
+def case(*names):
+    def register(generate):
+        for name in names:
+            CASES[name] = generate
+        return generate
+
+    return register
+
+
+def named(name):
+    """Register a case that is told the kernel's name."""
+
+    def register(generate):
+        CASES[name] = lambda source: generate(source, name)
+        return generate
+
+    return register
+
+
+def variants(source, sizes, each, **options):
+    """(size, options): `each` draws per size, walking through all combinations in random order."""
+    product = list(itertools.product(*options.values()))
+    source.rng.shuffle(product)
+    walk = itertools.cycle(product)
+    for size in sizes:
+        for _ in range(each):
+            yield size, dict(zip(options, next(walk), strict=True))
+
+
+def batches():
+    """(B, H) for kernels that take one time step."""
+    return [(3, H) for H in SIZES] + [(0, 5), (1, 1), (1, 64)]
+
+
+# ---- element-wise -------------------------------------------------------------------------------
+
+
+def unary(source, name):
+    for n in SIZES:
+        for in_place in (False, True):
+            x = source.unit(n) if name == "log1p" and not source.special else source(n, scale=6)
+            if name == "log1p":
+                x = np.minimum(abs(x), source.dtype(1))
+            y = Alias("x") if in_place else source.blank(n)
+            function = "activation" if name == "relu" else name
+            first = ("relu",) if name == "relu" else ()
+            yield ({"n": n, "x": x, "y": y},
+                   lambda ar, x=x, f=function, a=first: {"y": getattr(ar, f)(*a, ar.array(x))})  # fmt: skip
+
+
+for _name in ("exp", "tanh", "sigmoid", "relu", "log1p"):
+    named(_name)(unary)
+
+
+def unary_backward(source, name):
+    f = name.removesuffix("_backward")
+    for n in SIZES:
+        for in_place in (False, True):
+            y, dy = source.unit(n), source(n)
+            dx = Alias("dy") if in_place else source.blank(n)
+
+            def expected(ar, y=y, dy=dy):
+                y, dy = ar.array(y), ar.array(dy)
+                if f == "relu":
+                    return {"dx": np.where(y > 0, np.asarray(dy), y.dtype.type(0))}
+                return {"dx": dy * ar.derivative(f, y)}
+
+            yield {"n": n, "y": y, "dy": dy, "dx": dx}, expected
+
+
+for _name in ("tanh_backward", "sigmoid_backward", "relu_backward"):
+    named(_name)(unary_backward)
+
+
+@case("add")
+def add(source):
+    for n in SIZES:
+        x, y = source(n), source(n)
+        yield {"n": n, "x": x, "y": y}, lambda ar, x=x, y=y: {"y": ar.array(y) + x}
+
+
+@case("multiply")
+def multiply(source):
+    for n, opt in variants(source, SIZES, 2, out=(None, "x")):
+        x, y = source(n), source(n)
+        out = Alias("x") if opt["out"] else source.blank(n)
+        yield ({"n": n, "x": x, "y": y, "out": out},
+               lambda ar, x=x, y=y: {"out": ar.array(x) * y})  # fmt: skip
+
+
+@case("multiply_add")
+def multiply_add(source):
+    for n in SIZES:
+        x, y, out = source(n), source(n), source(n)
+        yield ({"n": n, "x": x, "y": y, "out": out},
+               lambda ar, x=x, y=y, out=out: {"out": ar.fma(x, y, out)})  # fmt: skip
+
+
+@case("axpy")
+def axpy(source):
+    for n in SIZES:
+        x, y, alpha = source(n), source(n), source.real(-3, 3)
+        yield ({"n": n, "alpha": alpha, "x": x, "y": y},
+               lambda ar, a=alpha, x=x, y=y: {"y": ar.fma(a, x, y)})  # fmt: skip
+
+
+@case("scale")
+def scale(source):
+    for n in SIZES:
+        x, alpha = source(n), source.real(-3, 3)
+
+        def expected(ar, x=x, alpha=alpha):
+            x = x.copy()
+            clip.scale(x, alpha, arithmetic=ar)
+            return {"x": x}
+
+        yield {"n": n, "alpha": alpha, "x": x}, expected
+
+
+@case("clamp")
+def clamp_(source):
+    for n in SIZES:
+        x, limit = source(n), source.real(0, 2)
+
+        def expected(ar, x=x, limit=limit):
+            x = x.copy()
+            clip.clamp(x, limit, arithmetic=ar)
+            return {"x": x}
+
+        yield {"n": n, "limit": limit, "x": x}, expected
+
+
+@case("max_abs")
+def max_abs(source):
+    for n in SIZES:
+        for x in (source(n), np.nan_to_num(source(n))):
+            def expected(ar, x=x):
+                return {"return": np.float64(np.asarray(ar.array(x) + 0).__abs__().max(initial=0))}
+
+            yield {"n": n, "x": x}, expected
+
+
+@case("sum_squares")
+def sum_squares(source):
+    for n in SIZES:
+        x, alpha = source(n), 2.0 ** source.rng.integers(-40, 40)
+
+        def expected(ar, x=x, alpha=alpha):
+            x = np.asarray(ar.array(x) + 0).astype(np.float64)
+            wide = ar.array(np.pad(x, (0, -len(x) % LANES))) * alpha
+            lanes = ar.array(np.zeros(LANES))
+            for block in wide.reshape(-1, LANES):
+                lanes = lanes + block * block
+            while len(lanes) > 1:
+                half = len(lanes) // 2
+                lanes = lanes[:half] + lanes[half:]
+            return {"return": np.float64(lanes[0])}
+
+        yield {"n": n, "alpha": alpha, "x": x}, expected
+
+
+@case("column_sum")
+def column_sum(source):
+    for H in SIZES:
+        for N in (0, 1, 5):
+            a, out = source(N, H), source(H)
+            lda = H + int(source.rng.integers(0, 4))
+            yield ({"N": N, "H": H, "a": Rows(a, lda), "lda": lda, "out": out},
+                   lambda ar, a=a, out=out: {"out": ar.sum_columns(a, out)})  # fmt: skip
+
+
+@case("column_dot")
+def column_dot(source):
+    for H in SIZES:
+        for N in (0, 1, 5):
+            a, b, out = source(N, H), source(N, H), source(H)
+            lda, ldb = (H + int(k) for k in source.rng.integers(0, 4, 2))
+            yield ({"N": N, "H": H, "a": Rows(a, lda), "lda": lda, "b": Rows(b, ldb), "ldb": ldb,
+                    "out": out},
+                   lambda ar, a=a, b=b, out=out: {"out": ar.dot_columns(a, b, out)})  # fmt: skip
+
+
+# ---- one time step ------------------------------------------------------------------------------
+
+
+def maybe_rows(source, present, B, H, fill):
+    """(Rows or None, their stride) for an optional y or dy."""
+    if not present:
+        return None, 0
+    ld = H + int(source.rng.integers(0, 4))
+    return Rows(fill(B, H), ld), ld
+
+
+def plus(ar, dh, dy):
+    return ar.array(dh) if dy is None else ar.array(dh) + dy.array
+
+
+ACTS = ("sigmoid", "tanh", "relu", "hard_sigmoid", "hard_sigmoid_onnx")
+GATES = ("sigmoid", "hard_sigmoid", "hard_sigmoid_onnx")
+BOTH = (False, True)
+
+
+@case("rnn_forward")
+def rnn_forward(source):
+    for (B, H), opt in variants(source, batches(), 3, act=ACTS, y=BOTH):
+        a = source(B, H)
+        y, ldy = maybe_rows(source, opt["y"], B, H, source.blank)
+
+        def expected(ar, a=a, y=y, act=opt["act"]):
+            h = ar.activation(act, ar.array(a))
+            return {"h": h, "y": None if y is None else h}
+
+        yield {"B": B, "H": H, "act": opt["act"], "a": a, "h": source.blank(B, H), "y": y,
+               "ldy": ldy}, expected  # fmt: skip
+
+
+@case("rnn_backward")
+def rnn_backward(source):
+    for (B, H), opt in variants(source, batches(), 3, act=ACTS, dy=BOTH):
+        h, dh = source.unit(B, H), source(B, H)
+        dy, ldy = maybe_rows(source, opt["dy"], B, H, source)
+
+        def expected(ar, h=h, dh=dh, dy=dy, act=opt["act"]):
+            return {"da": plus(ar, dh, dy) * ar.derivative(act, ar.array(h))}
+
+        yield {"B": B, "H": H, "act": opt["act"], "h": h, "dh": dh, "dy": dy, "ldy": ldy,
+               "da": source.blank(B, H)}, expected  # fmt: skip
+
+
+def lstm_options(opt):
+    return {k: opt[k] for k in ("gate", "coupled", "clip")}
+
+
+@case("lstm_forward")
+def lstm_forward(source):
+    # keep: a tape is wanted; infer: neither gates nor tanh_c; deferred: F5 is left to lstm_output
+    for (B, H), opt in variants(source, batches(), 5, gate=GATES, coupled=BOTH, clip=(0.0, 0.7),
+                                peephole=BOTH, mode=("keep", "infer", "deferred"), y=BOTH):  # fmt: skip
+        G, mode = 3 if opt["coupled"] else 4, opt["mode"]
+        a, c = source(B, G * H), source(B, H)
+        peephole = source(3, H) if opt["peephole"] else None
+        y, ldy = maybe_rows(source, opt["y"] and mode != "deferred", B, H, source.blank)
+
+        def expected(ar, a=a, c=c, p=peephole, y=y, G=G, opt=opt, mode=mode):
+            a_i, *a_f, a_g, a_o = np.split(ar.array(a), G, axis=1)
+            c = ar.array(c)
+            if p is not None:
+                a_i, a_f = ar.fma(p[0], c, a_i), [ar.fma(p[1], c, z) for z in a_f]
+            i = ar.activation(opt["gate"], a_i)
+            f = 1 - i if opt["coupled"] else ar.activation(opt["gate"], a_f[0])
+            g = ar.tanh(a_g)
+            c = ar.fma(f, c, i * g)
+            if opt["clip"] > 0:
+                c = ar.array(clamp(c, c.dtype.type(opt["clip"])))
+            if p is not None:
+                a_o = ar.fma(p[2], c, a_o)
+            o = ar.activation(opt["gate"], a_o)
+            gates = np.concatenate([i, g, o] if opt["coupled"] else [i, f, g, o], axis=1)
+            tanh_c = ar.tanh(c)
+            h = o * tanh_c
+            return {"a": a if mode == "infer" else gates, "c": c,
+                    "tanh_c": tanh_c if mode == "keep" else None,
+                    "h": None if mode == "deferred" else h, "y": None if y is None else h}  # fmt: skip
+
+        yield {"B": B, "H": H, "opt": lstm_options(opt), "a": a, "peephole": peephole, "c": c,
+               "tanh_c": source.blank(B, H) if mode == "keep" else None,
+               "h": None if mode == "deferred" else source.blank(B, H), "y": y,
+               "ldy": ldy}, expected  # fmt: skip
+
+
+@case("lstm_output")
+def lstm_output(source):
+    for (B, H), opt in variants(source, batches(), 2, coupled=BOTH, y=BOTH):
+        gates, c = source.unit(B, (3 if opt["coupled"] else 4) * H), source(B, H)
+        y, ldy = maybe_rows(source, opt["y"], B, H, source.blank)
+
+        def expected(ar, gates=gates, c=c, y=y, H=H):
+            tanh_c = ar.tanh(c)
+            h = ar.array(gates[:, gates.shape[1] - H :]) * tanh_c
+            return {"tanh_c": tanh_c, "h": h, "y": None if y is None else h}
+
+        yield {"B": B, "H": H, "opt": {"coupled": opt["coupled"]}, "gates": gates, "c": c,
+               "tanh_c": source.blank(B, H), "h": source.blank(B, H), "y": y,
+               "ldy": ldy}, expected  # fmt: skip
+
+
+@case("lstm_backward")
+def lstm_backward(source):
+    for (B, H), opt in variants(source, batches(), 5, gate=GATES, coupled=BOTH, clip=(0.0, 0.7),
+                                peephole=BOTH, dy=BOTH, deferred=BOTH):  # fmt: skip
+        G = 3 if opt["coupled"] else 4
+        gates, c_prev, dh, dc = source.unit(B, G * H), source(B, H), source(B, H), source(B, H)
+        tanh_c = np.clip(source(B, H), -1, 1)
+        c = source(B, H) if opt["clip"] or opt["peephole"] else None
+        peephole = source(3, H) if opt["peephole"] else None
+        dcn = source(B, H) if opt["deferred"] else None
+        dy, ldy = maybe_rows(source, opt["dy"], B, H, source)
+
+        def expected(ar, G=G, gates=gates, cp=c_prev, dh=dh, dc=dc, tc=tanh_c, c=c, p=peephole,
+                     dcn=dcn, dy=dy, opt=opt):  # fmt: skip
+            d, tc, cp, e = plus(ar, dh, dy), ar.array(tc), ar.array(cp), ar.array(dc)
+            parts = np.split(ar.array(gates), G, axis=1)
+            i, f, g, o = (parts[0], 1 - parts[0], *parts[1:]) if G == 3 else parts
+            one, gate = dh.dtype.type(1), opt["gate"]
+            dz_o = d * tc * ar.derivative(gate, o)
+            e = ar.fma(d * o, ar.fma(-tc, tc, one), e) if dcn is None else e + dcn
+            if p is not None:
+                e = ar.fma(dz_o, p[2], e)
+            if opt["clip"] > 0:
+                inside = abs(ar.array(c)) < c.dtype.type(opt["clip"])
+                e = ar.array(np.where(inside, e, dh.dtype.type(0)))
+            dz_i = e * (g - cp if G == 3 else g) * ar.derivative(gate, i)
+            dz_f = e * cp * ar.derivative(gate, f)
+            dz_g = e * i * ar.fma(-g, g, one)
+            da = np.concatenate([dz_i, dz_g, dz_o] if G == 3 else [dz_i, dz_f, dz_g, dz_o], axis=1)
+            e = e * f
+            if p is not None:
+                e = ar.fma(dz_i, p[0], e)
+                e = e if G == 3 else ar.fma(dz_f, p[1], e)
+            return {"dc": e, "da": da}
+
+        yield {"B": B, "H": H, "opt": lstm_options(opt), "gates": gates, "peephole": peephole,
+               "c_prev": c_prev, "tanh_c": tanh_c, "c": c, "dh": dh, "dy": dy, "ldy": ldy,
+               "dcn": dcn, "dc": dc, "da": source.blank(B, G * H)}, expected  # fmt: skip
+
+
+@case("lstm_output_backward")
+def lstm_output_backward(source):
+    for (B, H), opt in variants(source, batches(), 2, coupled=BOTH, dy=BOTH):
+        gates, dh = source.unit(B, (3 if opt["coupled"] else 4) * H), source(B, H)
+        tanh_c = np.clip(source(B, H), -1, 1)
+        dy, ldy = maybe_rows(source, opt["dy"], B, H, source)
+
+        def expected(ar, gates=gates, tc=tanh_c, dh=dh, dy=dy, H=H):
+            o, tc = ar.array(gates[:, gates.shape[1] - H :]), ar.array(tc)
+            return {"dcn": plus(ar, dh, dy) * o * ar.fma(-tc, tc, dh.dtype.type(1))}
+
+        yield {"B": B, "H": H, "opt": {"coupled": opt["coupled"]}, "gates": gates,
+               "tanh_c": tanh_c, "dh": dh, "dy": dy, "ldy": ldy,
+               "dcn": source.blank(B, H)}, expected  # fmt: skip
+
+
+@case("gru_forward")
+def gru_forward(source):
+    for (B, H), opt in variants(source, batches(), 4, gate=GATES, u=BOTH, y=BOTH):
+        a, ax, h = source(B, 3 * H), source(B, 3 * H), source(B, H)
+        y, ldy = maybe_rows(source, opt["y"], B, H, source.blank)
+
+        def expected(ar, a=a, ax=ax, h=h, y=y, H=H, opt=opt):
+            a_r, a_z, u = np.split(ar.array(a), 3, axis=1)
+            r, z = ar.activation(opt["gate"], a_r), ar.activation(opt["gate"], a_z)
+            n = ar.tanh(ar.fma(r, u, ar.array(ax[:, 2 * H :])))
+            new = ar.fma(z, ar.array(h) - n, n)
+            return {"a": np.concatenate([r, z, n], axis=1) if opt["u"] else a,
+                    "u": u if opt["u"] else None, "h": new,
+                    "y": None if y is None else new}  # fmt: skip
+
+        yield {"B": B, "H": H, "gate": opt["gate"], "a": a, "ax": ax,
+               "u": source.blank(B, H) if opt["u"] else None, "h": h, "y": y,
+               "ldy": ldy}, expected  # fmt: skip
+
+
+@case("gru_backward")
+def gru_backward(source):
+    for (B, H), opt in variants(source, batches(), 3, gate=GATES, dy=BOTH):
+        gates, u, h, dh = source.unit(B, 3 * H), source(B, H), source(B, H), source(B, H)
+        dy, ldy = maybe_rows(source, opt["dy"], B, H, source)
+
+        def expected(ar, gates=gates, u=u, h=h, dh=dh, dy=dy, gate=opt["gate"]):
+            d = plus(ar, dh, dy)
+            r, z, n = np.split(ar.array(gates), 3, axis=1)
+            da_n = d * (1 - z) * ar.fma(-n, n, dh.dtype.type(1))
+            da_z = d * (ar.array(h) - n) * ar.derivative(gate, z)
+            da_r = da_n * u * ar.derivative(gate, r)
+            return {"dh": d * z, "dax": np.concatenate([da_r, da_z, da_n], axis=1),
+                    "dah": np.concatenate([da_r, da_z, da_n * r], axis=1)}  # fmt: skip
+
+        yield {"B": B, "H": H, "gate": opt["gate"], "gates": gates, "u": u, "h_prev": h, "dh": dh,
+               "dy": dy, "ldy": ldy, "dax": source.blank(B, 3 * H),
+               "dah": source.blank(B, 3 * H)}, expected  # fmt: skip
+
+
+@case("gru_before_gates")
+def gru_before_gates(source):
+    for (B, H), opt in variants(source, batches(), 2, gate=GATES):
+        a, h = source(B, 3 * H), source(B, H)
+
+        def expected(ar, a=a, h=h, H=H, gate=opt["gate"]):
+            r, z = (ar.activation(gate, ar.array(a[:, k * H : (k + 1) * H])) for k in (0, 1))
+            return {"a": np.concatenate([r, z, a[:, 2 * H :]], axis=1), "rh": r * h}
+
+        yield {"B": B, "H": H, "gate": opt["gate"], "a": a, "h": h,
+               "rh": source.blank(B, H)}, expected  # fmt: skip
+
+
+@case("gru_before_output")
+def gru_before_output(source):
+    for (B, H), opt in variants(source, batches(), 2, y=BOTH):
+        a, h = source(B, 3 * H), source(B, H)
+        y, ldy = maybe_rows(source, opt["y"], B, H, source.blank)
+
+        def expected(ar, a=a, h=h, y=y, H=H):
+            n = ar.tanh(ar.array(a[:, 2 * H :]))
+            new = ar.fma(a[:, H : 2 * H], ar.array(h) - n, n)
+            return {"a": np.concatenate([a[:, : 2 * H], n], axis=1), "h": new,
+                    "y": None if y is None else new}  # fmt: skip
+
+        yield {"B": B, "H": H, "a": a, "h": h, "y": y, "ldy": ldy}, expected
+
+
+@case("gru_before_backward_output")
+def gru_before_backward_output(source):
+    for (B, H), opt in variants(source, batches(), 3, gate=GATES, dy=BOTH):
+        gates, h, dh, da = source.unit(B, 3 * H), source(B, H), source(B, H), source(B, 3 * H)
+        dy, ldy = maybe_rows(source, opt["dy"], B, H, source)
+
+        def expected(ar, gates=gates, h=h, dh=dh, da=da, dy=dy, H=H, gate=opt["gate"]):
+            d = plus(ar, dh, dy)
+            _, z, n = np.split(ar.array(gates), 3, axis=1)
+            da_n = d * (1 - z) * ar.fma(-n, n, dh.dtype.type(1))
+            da_z = d * (ar.array(h) - n) * ar.derivative(gate, z)
+            return {"dh": d * z, "da": np.concatenate([da[:, :H], da_z, da_n], axis=1)}
+
+        yield {"B": B, "H": H, "gate": opt["gate"], "gates": gates, "h_prev": h, "dh": dh, "dy": dy,
+               "ldy": ldy, "da": da}, expected  # fmt: skip
+
+
+@case("gru_before_backward_gates")
+def gru_before_backward_gates(source):
+    for (B, H), opt in variants(source, batches(), 2, gate=GATES):
+        gates, h, drh, dh = source.unit(B, 3 * H), source(B, H), source(B, H), source(B, H)
+        da = source(B, 3 * H)
+
+        def expected(ar, gates=gates, h=h, drh=drh, dh=dh, da=da, H=H, gate=opt["gate"]):
+            r, drh = ar.array(gates[:, :H]), ar.array(drh)
+            da_r = drh * h * ar.derivative(gate, r)
+            return {"dh": ar.fma(drh, r, dh), "da": np.concatenate([da_r, da[:, H:]], axis=1)}
+
+        yield {"B": B, "H": H, "gate": opt["gate"], "gates": gates, "h_prev": h, "drh": drh,
+               "dh": dh, "da": da}, expected  # fmt: skip
+
+
+# ---- rows ---------------------------------------------------------------------------------------
+
+
+@case("layer_norm_forward")
+def layer_norm_forward(source):
+    for (B, n), opt in variants(source, batches(), 3, bias=BOTH, accumulate=BOTH,
+                                alias=(None, "xhat", "y")):  # fmt: skip
+        x, gain = source(B, n), source(n)
+        bias = source(n) if opt["bias"] else None
+        accumulate = opt["accumulate"] and opt["alias"] != "y"
+        y = source(B, n) if accumulate else source.blank(B, n)
+
+        def expected(ar, x=x, gain=gain, bias=bias, y=y if accumulate else None):
+            y, xhat, rstd = sequence.layer_norm_forward(x, gain, bias, y, arithmetic=ar)
+            return {"y": y, "xhat": xhat, "rstd": rstd}
+
+        args = {"B": B, "n": n, "eps": source.dtype(sequence.EPS), "x": x, "gain": gain,
+                "bias": bias, "xhat": source.blank(B, n), "rstd": source.blank(B), "y": y,
+                "accumulate": int(accumulate)}  # fmt: skip
+        if opt["alias"]:
+            args[opt["alias"]] = Alias("x")
+        yield args, expected
+
+
+@case("layer_norm_backward")
+def layer_norm_backward(source):
+    for (B, n), opt in variants(source, batches(), 2, in_place=BOTH):
+        dy, gain, xhat, rstd = source(B, n), source(n), source(B, n), source.positive(B)
+
+        def expected(ar, dy=dy, gain=gain, xhat=xhat, rstd=rstd):
+            return {"dx": sequence.layer_norm_backward(dy, gain, xhat, rstd, arithmetic=ar)}
+
+        yield {"B": B, "n": n, "dy": dy, "gain": gain, "xhat": xhat, "rstd": rstd,
+               "dx": Alias("dy") if opt["in_place"] else source.blank(B, n)}, expected  # fmt: skip
+
+
+@case("softmax")
+def softmax(source):
+    for (N, V), opt in variants(source, batches(), 2, in_place=BOTH):
+        z = source(N, V, scale=8)
+        yield ({"N": N, "V": V, "z": z, "p": Alias("z") if opt["in_place"] else source.blank(N, V)},
+               lambda ar, z=z: {"p": loss.softmax(z, arithmetic=ar)})  # fmt: skip
+
+
+@case("softmax_cross_entropy")
+def softmax_cross_entropy(source):
+    sizes = [(N, V) for N, V in batches() if V] + [(5, 9), (7, 40)]
+    for (N, V), opt in variants(source, sizes, 4, eps=(0.0, 0.1), weight=BOTH,
+                                dz=("apart", "in place", "none"), some=BOTH):  # fmt: skip
+        z, scale_ = source(N, V, scale=8), source(N)
+        y = source.rng.integers(-1 if opt["some"] else 0, V, N)
+        weight = source.rng.random(N) if opt["weight"] else None
+        dz = {"apart": source.blank(N, V), "in place": Alias("z"), "none": None}[opt["dz"]]
+
+        def expected(ar, z=z, y=y, scale=scale_, weight=weight, opt=opt):
+            dz = None if opt["dz"] == "none" else np.empty_like(z)
+            total, rows = loss.softmax_cross_entropy(
+                z, y, scale, weight, opt["eps"], dz, arithmetic=ar)  # fmt: skip
+            return {"return": np.float64(total), "loss": rows, "dz": dz}
+
+        yield {"N": N, "V": V, "z": z, "y": y, "eps": source.dtype(opt["eps"]), "scale": scale_,
+               "weight": weight, "loss": source.blank(N), "dz": dz}, expected  # fmt: skip
+
+
+def elementwise_loss(source, name):
+    first, gradient = ("z", "dz") if name == "sigmoid_cross_entropy" else ("y", "dy")
+    for (N, V), opt in variants(source, batches(), 2, gradient=BOTH):
+        x, t, factor = source(N, V), source.unit(N, V), source.real(0.1, 3)
+
+        def expected(ar, x=x, t=t, factor=factor, opt=opt):
+            total, rows, dx = getattr(loss, name)(x, t, factor, arithmetic=ar)
+            return {"return": np.float64(total), "loss": rows,
+                    gradient: dx if opt["gradient"] else None}  # fmt: skip
+
+        yield {"N": N, "V": V, first: x, "t": t, "scale": factor, "loss": source.blank(N),
+               gradient: source.blank(N, V) if opt["gradient"] else None}, expected  # fmt: skip
+
+
+for _name in ("sigmoid_cross_entropy", "quadratic_error"):
+    named(_name)(elementwise_loss)
+
+
+# ---- optimisers ---------------------------------------------------------------------------------
+
+
+def optimiser(source, name):
+    slots = {"sgd_step": ("buf",), "adam_step": ("m", "v", "vmax"), "rmsprop_step": ("v", "buf"),
+             "adagrad_step": ("v",)}[name]  # fmt: skip
+    optional = {"sgd_step": "buf", "adam_step": "vmax", "rmsprop_step": "buf"}.get(name)
+    scalars = {"sgd_step": ("lr", "momentum", "keep", "decay"),
+               "adam_step": ("step", "beta1", "beta2", "root", "eps", "decay", "shrink"),
+               "rmsprop_step": ("lr", "alpha", "eps", "decay", "momentum"),
+               "adagrad_step": ("lr", "eps", "decay")}[name]  # fmt: skip
+    for n, opt in variants(source, SIZES, 4, optional=BOTH, decay=BOTH, flag=(0, 1)):
+        arrays = {"g": source(n), "p": source(n)}
+        for slot in slots:
+            arrays[slot] = source.positive(n) if slot.startswith("v") else source(n)
+        if optional and not opt["optional"]:
+            arrays[optional] = None
+        given = {k: source.real(0.05, 1) for k in scalars}
+        if not opt["decay"]:
+            given["decay"] = source.dtype(0)
+        if name == "sgd_step":
+            given["nesterov"] = opt["flag"]
+
+        def expected(ar, arrays=arrays, given=given):
+            copies = {k: None if a is None else a.copy() for k, a in arrays.items()}
+            getattr(optim, name)(**copies, **given, arithmetic=ar)
+            return {k: a for k, a in copies.items() if k != "g"}
+
+        yield {"n": n, **arrays, **given}, expected
+
+
+for _name in ("sgd_step", "adam_step", "rmsprop_step", "adagrad_step"):
+    named(_name)(optimiser)
+
+
+# ---- running ------------------------------------------------------------------------------------
+
+
+class Runner:
+    """Calls kernels of one dtype and compares what they leave behind."""
+
+    def __init__(self, dtype, report=lambda text: None):
+        self.dtype = np.dtype(dtype).type
+        self.real = ctypes.c_float if self.dtype is np.float32 else ctypes.c_double
+        self.slots = [Guarded() for _ in range(16)]
+        self.report = report
+        self.prototypes = prototypes()
+        enter, keep, leave = _kernels.fpmode_addresses()
+        self.enter = {"flush": ctypes.CFUNCTYPE(ctypes.c_uint64)(enter),
+                      "keep": ctypes.CFUNCTYPE(ctypes.c_uint64)(keep)}  # fmt: skip
+        self.leave = ctypes.CFUNCTYPE(None, ctypes.c_uint64)(leave)
+        self.isas = _kernels.isas()
+
+    @functools.cache  # noqa: B019  (lives as long as its process)
+    def function(self, isa, name):
+        result, parameters = self.prototypes[name]
+        kinds = [ctype(kind, self.real) for _, kind in parameters]
+        make = ctypes.CFUNCTYPE(ctype(result, self.real), *kinds)
+        return make(_kernels.address(isa, np.dtype(self.dtype).name, name))
+
+    def scalar(self, kind, value):
+        if kind == "rf_act":
+            return Act(*_kernels.ACTIVATIONS[value])
+        return ctype(kind, self.real)(value)
+
+    def call(self, isa, name, args, mode, at_end):
+        """{parameter: contents afterwards, "return": result} of what is not const."""
+        result, parameters = self.prototypes[name]
+        assert set(args) == {p for p, _ in parameters}, f"{name}: arguments {sorted(args)}"
+        placed, passed = {}, {}
+        free = iter(self.slots)
+        for parameter, kind in parameters:
+            value = args[parameter]
+            if kind == "const rf_lstm*":
+                gate = _kernels.ACTIVATIONS[value.get("gate", "sigmoid")]
+                options = Lstm(Act(*gate), value["coupled"], value.get("clip", 0.0))
+                passed[parameter] = ctypes.addressof(options)
+            elif not is_pointer(kind):
+                passed[parameter] = self.scalar(kind, value)
+            elif value is None:
+                passed[parameter] = None
+            elif not isinstance(value, Alias):
+                slot = next(free)
+                placed[parameter] = slot
+                passed[parameter] = ctypes.c_void_p(slot.place(value, at_end))
+        for parameter, value in args.items():
+            if isinstance(value, Alias):
+                passed[parameter], placed[parameter] = passed[value.of], placed[value.of]
+        function, ordered = self.function(isa, name), [passed[p] for p, _ in parameters]
+        before = self.enter[mode]()
+        returned = function(*ordered)
+        self.leave(before)
+        after = {} if result == "void" else {"return": np.array([returned])}
+        changed = {a.of for a in args.values() if isinstance(a, Alias)}
+        for parameter, kind in parameters:
+            if parameter not in placed:
+                continue
+            slot = placed[parameter]
+            slot.check_rest()
+            if not kind.startswith("const"):
+                after[parameter] = slot.contents()
+            elif parameter not in changed:
+                same = args[parameter]
+                same = same.array if isinstance(same, Rows) else same
+                assert slot.contents().tobytes() == same.tobytes(), f"const {parameter} changed"
+        return after
+
+    def check(self, name):
+        """Every case of a kernel; the list of what went wrong, at most a few."""
+        wrong = []
+        for special, mode in ((False, "flush"), (True, "flush"), (True, "keep")):
+            seed = [zlib.crc32(name.encode()), special, self.dtype is np.float64]
+            source = Source(np.random.default_rng(seed), self.dtype, special)
+            for number, (args, expected) in enumerate(CASES[name](source)):
+                with np.errstate(all="ignore"):
+                    want = {k: v for k, v in expected(Blas(mode)).items() if v is not None}
+                wrong += self.compare(name, number, args, want, mode)
+                if len(wrong) >= 3:
+                    return wrong
+        return wrong
+
+    def compare(self, name, number, args, want, mode):
+        """What each instruction set does with one case, against the twin and the first one.
+
+        The arrays lie before the guard page that catches reading on, in every fourth case also
+        behind the one that catches reading before the first element.
+        """
+        wrong, first = [], None
+        for isa, at_end in itertools.product(self.isas, (True, False) if number % 4 == 0 else (True,)):
+            place = f"{name} on {isa}, {mode}, case {number}, {'end' if at_end else 'start'} of memory"
+            self.report(place)
+            try:
+                got = self.call(isa, name, args, mode, at_end)
+                assert got.keys() == want.keys(), f"{sorted(got)} != {sorted(want)}"
+                first = first or got
+                for key in want:
+                    same_bits(got[key], np.atleast_1d(want[key]), f"{key} and its twin")
+                    same_bits(got[key], first[key], f"{key} and {self.isas[0]}")
+            except AssertionError as error:
+                sizes = {k: v for k, v in args.items() if not hasattr(v, "shape") or np.isscalar(v)}
+                wrong.append(f"{place}: {error} (arguments {sizes})")
+        return wrong
+
+
+def overrun(dtype):
+    """Read one element more than there is: must end this process."""
+    runner = Runner(dtype)
+    x = np.zeros(16, dtype)
+    runner.call("scalar", "exp", {"n": 17, "x": x, "y": np.zeros(17, dtype)}, "keep", True)
+
+
+def main(dtype, *names):
+    faulthandler.enable()
+    if names == ("overrun",):
+        return overrun(dtype)
+    progress = os.open(os.environ["KERNEL_CALLS_PROGRESS"], os.O_WRONLY | os.O_CREAT)
+    runner = Runner(dtype, lambda text: os.pwrite(progress, text.ljust(200).encode(), 0))
+    for name in names:
+        print(json.dumps({"name": name, "wrong": runner.check(name)}), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
