@@ -145,7 +145,8 @@ class Adam(Optimizer):
         super().__init__(modules, lr, weight_decay)
 
     def _update(self, f, g, p, m, v, vmax=None):
-        b1, b2 = self.betas
+        # the kernel's betas: 1 - float32(0.999) is off by 1e-5, and so must be the correction
+        b1, b2 = (float(p.dtype.type(b)) for b in self.betas)
         step = self.lr / (1 - b1**self.steps)
         root = math.sqrt(1 - b2**self.steps)
         decay, shrink = self.weight_decay, 1.0
