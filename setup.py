@@ -16,7 +16,7 @@ from setuptools import Extension, setup
 
 os.chdir(Path(__file__).resolve().parent)
 DEBUG = os.environ.get("RNNFAST_DEBUG", "") not in ("", "0")
-MODULES = ["_seq", "_blas", "_dense", "_rnn", "_lstm", "_gru", "_loss", "_clip", "_optim"]
+MODULES = ["_seq", "_product", "_blas", "_dense", "_rnn", "_lstm", "_gru", "_output_rnn", "_loss", "_clip", "_optim"]
 
 
 def read_kernels():

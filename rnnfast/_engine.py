@@ -1,8 +1,9 @@
 """The engine in use: which functions do the computing.
 
-An engine is the set of functions that `rnnfast.reference` defines, under the same names. ``blas``
-compiles them over SciPy's BLAS; ``reference`` is the NumPy twins themselves with the arithmetic of
-``blas``, for tests that compare whole layers bit for bit.
+An engine is the set of functions that `rnnfast.reference` defines, under the same names, compiled:
+``blas`` over SciPy's BLAS, ``fused`` over products of our own in fixed order. ``reference`` and
+``reference-fused`` are the NumPy twins themselves with the arithmetic of the one or the other, for
+tests that compare whole layers bit for bit.
 """
 
 import functools
@@ -10,17 +11,21 @@ import importlib
 import os
 from types import SimpleNamespace
 
+from rnnfast import _product
+
 FUNCTIONS = {
     "rnn": ("rnn_forward", "rnn_backward"),
     "lstm": ("lstm_forward", "lstm_backward"),
     "gru": ("gru_forward", "gru_backward"),
-    "linear": ("linear_forward", "linear_backward"),
+    "output_rnn": ("output_rnn_forward", "output_rnn_backward"),
+    "linear": ("linear_forward", "linear_backward", "activation_forward", "activation_backward"),
     "loss": ("softmax", "softmax_cross_entropy", "sigmoid_cross_entropy", "quadratic_error"),
     "clip": ("norm", "scale", "clamp"),
     "optim": ("sgd_step", "adam_step", "rmsprop_step", "adagrad_step"),
 }
 COMPILED = {name: f"rnnfast._{name}" for name in FUNCTIONS} | {"linear": "rnnfast._dense"}
-ENGINES = ("blas", "reference")
+ENGINES = ("blas", "fused", "reference", "reference-fused")
+ARITHMETIC = {"reference": "BLAS", "reference-fused": "FUSED"}
 
 
 class Group:
@@ -38,9 +43,10 @@ class Group:
         raise AttributeError(function)
 
     def _load(self, stem, function):
-        if self.name == "blas":
+        if self.name not in ARITHMETIC:
             return getattr(importlib.import_module(COMPILED[stem]), function)
-        arithmetic = importlib.import_module("rnnfast.reference.arithmetic").BLAS
+        module = importlib.import_module("rnnfast.reference.arithmetic")
+        arithmetic = getattr(module, ARITHMETIC[self.name])
         twin = getattr(importlib.import_module(f"rnnfast.reference.{stem}"), function)
         return functools.partial(twin, arithmetic=arithmetic)
 
@@ -50,7 +56,7 @@ _current = SimpleNamespace(group=None)
 
 
 def get_engine():
-    """Name of the engine in use: "blas" (or "reference", the NumPy twins)."""
+    """Name of the engine in use: "blas" or "fused" (or one of the NumPy twins)."""
     return _current.group.name
 
 
@@ -59,8 +65,11 @@ def set_engine(name):
 
     Parameters
     ----------
-    name : {"blas", "reference"}
-        ``reference`` is slow and for tests.
+    name : {"blas", "fused", "reference", "reference-fused"}
+        ``blas``: the products are SciPy's BLAS's, on as many threads as it likes. ``fused``: the
+        products are our own, in fixed order and on one thread; a result then does not depend on
+        the other sequences of the batch, on chunks or on the instruction set
+        (docs/arithmetic.md). The other two are slow and for tests.
 
     Raises
     ------
@@ -69,6 +78,7 @@ def set_engine(name):
     """
     if name not in _groups:
         raise ValueError(f"engine must be one of {ENGINES}, got {name!r}")
+    _product.set_fixed_order(name == "fused")
     _current.group = _groups[name]
 
 
