@@ -1,0 +1,83 @@
+# `make help` lists the targets. A virtual environment in .venv is used where there is one.
+PY ?= $(or $(wildcard .venv/bin/python),python3)
+CC ?= cc
+python = $(if $(findstring /,$(PY)),$(abspath $(PY)),$(PY))# for recipes that change directory
+PYTEST ?= $(PY) -m pytest
+TESTS ?= tests
+THREADS ?= 1
+
+# A copy of the sources for builds that must not disturb the normal one; times are kept, so that
+# a second build of the copy compiles only what changed.
+copy = mkdir -p $(1) && git ls-files -z -co --exclude-standard | \
+	xargs -0 sh -c 'for f; do test -e "$$f" && printf "%s\0" "$$f"; done' sh | \
+	tar -c --null -T - | tar -x -C $(1)
+
+.PHONY: help dev test test-isa asan annotate bench readme sweep thorough lint wheel clean
+
+help:  ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
+
+dev:  ## .venv with an editable install and everything the other targets use
+	python3 -m venv .venv
+	.venv/bin/pip install -e ".[dev]"
+
+test:  ## the suite
+	$(PYTEST) $(TESTS)
+
+test-isa:  ## the suite on each instruction set of this CPU, newest first, and with another BLAS kernel
+	@set -e; for isa in $$($(PY) -c "from rnnfast import _kernels; print(*reversed(_kernels.isas()))"); do \
+		echo "== RNNFAST_ISA=$$isa"; RNNFAST_ISA=$$isa $(PYTEST) -q $(TESTS); done
+	@echo "== OPENBLAS_CORETYPE=Haswell"; OPENBLAS_CORETYPE=Haswell $(PYTEST) -q $(TESTS)
+
+thorough:  ## the suite with many more random cases, and the slow tests
+	HYPOTHESIS_PROFILE=thorough $(PYTEST) $(TESTS)
+
+# NumPy's own allocations come from malloc, so the tools see every read past an array's end.
+# Leaks are not looked for: the interpreter itself never frees everything.
+SANITIZE = -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+asan:  ## the suite under the address and undefined-behaviour sanitizers, with bounds checks (ASAN_TESTS=...)
+	$(call copy,build/asan)
+	cd build/asan && RNNFAST_DEBUG=1 RNNFAST_CFLAGS="$(SANITIZE)" RNNFAST_LDFLAGS="$(SANITIZE)" \
+		$(python) setup.py -q build_ext --inplace
+	cd build/asan && PYTHONPATH=. PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 \
+		UBSAN_OPTIONS=print_stacktrace=1 \
+		LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so)" \
+		$(python) -m pytest -q -p no:cacheprovider $(or $(ASAN_TESTS),$(TESTS))
+
+annotate:  ## Cython's annotated sources in build/annotate; fails where a nogil line talks to Python
+	$(call copy,build/annotate)
+	cd build/annotate && RNNFAST_ANNOTATE=1 $(python) setup.py -q --name
+	$(PY) tools/check_annotate.py build/annotate/rnnfast
+
+# Threads are fixed before NumPy loads its BLAS. For steady figures pin the process:
+#   taskset -c 1 make bench
+bench:  ## every compiled function beside its NumPy twin; writes bench/results/bench.json (BENCH=-k...)
+	mkdir -p bench/results
+	OMP_NUM_THREADS=$(THREADS) OPENBLAS_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) \
+		RNNFAST_NUM_THREADS=$(THREADS) $(PYTEST) -c bench/pytest.ini bench \
+		--benchmark-json=bench/results/bench.json $(BENCH)
+
+readme:  ## paste the figures of bench/results/bench.json into README.md and docs/performance.md
+	$(PY) tools/readme_table.py bench/results/bench.json
+
+sweep:  ## every float32 through exp, tanh, sigmoid and log1p on every instruction set
+	mkdir -p build
+	$(CC) -O3 -std=c11 -ffp-contract=off -fno-math-errno -Icsrc tools/sweep.c csrc/*.c -lm -o build/sweep
+	build/sweep
+
+WARNINGS = -Wall -Wextra -Wconversion -Werror
+lint:  ## ruff, cython-lint, the stubs, and C without a warning
+	$(PY) -m ruff check .
+	PATH="$(dir $(python)):$$PATH" cython-lint rnnfast
+	$(PY) -m mypy tests/typed_client.py
+	$(PY) -m mypy.stubtest --concise --allowlist tools/stubtest.txt $(STUBS)
+	@set -e; for f in csrc/*.c; do echo "$(CC) $(WARNINGS) $$f"; \
+		$(CC) -O2 -std=c11 -ffp-contract=off $(WARNINGS) -Icsrc -c $$f -o /dev/null; done
+
+wheel:  ## sdist and wheel in dist/
+	$(PY) -m build
+
+clean:  ## remove everything that was built
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .mypy_cache
+	rm -f rnnfast/*.so rnnfast/*.pyd rnnfast/_*.c rnnfast/*.html rnnfast/_kernel_*.pxi
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
