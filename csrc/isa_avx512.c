@@ -10,6 +10,7 @@
 #endif
 
 #define RF_ISA avx512
+#define RF_REGISTERS 32
 #define RF_VEC_F32 "simd/vec_f32_avx512.h"
 #define RF_VEC_F64 "simd/vec_f64_avx512.h"
 #include "isa.h"

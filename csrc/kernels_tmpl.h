@@ -13,6 +13,16 @@
 #endif
 enum { FN(accs) = RF_LANES / VL };
 
+/* Columns of packed weights lie in tiles of this many, on every ISA and in both dtypes. */
+#ifndef RF_TILE
+#define RF_TILE 16
+#if defined(__clang__)
+#define RF_UNROLL _Pragma("unroll")
+#else
+#define RF_UNROLL _Pragma("GCC unroll 8")
+#endif
+#endif
+
 /* EACH runs its body for j = 0, VL, 2 VL, ... with LD/ST of whole vectors, then once more for a
  * tail of w < VL elements. `full` is a compile-time constant in both copies. */
 #ifndef EACH
@@ -687,6 +697,120 @@ static double KN(quadratic_error)(ptrdiff_t N, ptrdiff_t V, const REAL *y, const
         total += (double)loss[i];
     }
     return total;
+}
+
+/* ---- products in fixed order ------------------------------------------------------------------ */
+
+/* C[m,n] = A B, or C + A B: every element is ONE chain of fma over k ascending, from 0 or from C.
+ * Rows, columns and k are divided freely: no division changes a chain. A tile of MR rows by NV
+ * vectors stays in registers; MR and NV are constants after inlining. */
+RF_INLINE void FN(gemm_tile)(const int MR, const int NV, ptrdiff_t w, ptrdiff_t k, const REAL *a,
+                             ptrdiff_t ars, ptrdiff_t acs, const REAL *b, ptrdiff_t ldb,
+                             ptrdiff_t tile, int add, REAL *c, ptrdiff_t ldc) {
+    v_t acc[6][8];
+    const REAL *column[8];
+RF_UNROLL
+    for (int v = 0; v < NV; v++) column[v] = b + (v * VL / RF_TILE) * tile + v * VL % RF_TILE;
+RF_UNROLL
+    for (int r = 0; r < MR; r++)
+RF_UNROLL
+        for (int v = 0; v < NV; v++)
+            acc[r][v] = !add ? v_zero()
+                        : w == VL ? v_load(c + r * ldc + v * VL) : v_loadn(c + r * ldc + v * VL, w);
+    for (ptrdiff_t p = 0; p < k; p++, a += acs) {
+        v_t x[8];
+RF_UNROLL
+        for (int v = 0; v < NV; v++) {
+            x[v] = w == VL ? v_load(column[v]) : v_loadn(column[v], w);
+            column[v] += ldb;
+        }
+RF_UNROLL
+        for (int r = 0; r < MR; r++) {
+            const v_t s = v_set1(a[r * ars]);
+RF_UNROLL
+            for (int v = 0; v < NV; v++) acc[r][v] = v_fma(s, x[v], acc[r][v]);
+        }
+    }
+RF_UNROLL
+    for (int r = 0; r < MR; r++)
+RF_UNROLL
+        for (int v = 0; v < NV; v++)
+            if (w == VL) v_store(c + r * ldc + v * VL, acc[r][v]);
+            else v_storen(c + r * ldc + v * VL, w, acc[r][v]);
+}
+
+/* All columns of a few rows: groups of NV vectors, single vectors, a partial one. */
+RF_INLINE void FN(gemm_rows)(const int MR, const int NV, ptrdiff_t n, ptrdiff_t k, const REAL *a,
+                             ptrdiff_t ars, ptrdiff_t acs, const REAL *b, ptrdiff_t ldb,
+                             ptrdiff_t tile, int add, REAL *c, ptrdiff_t ldc) {
+    ptrdiff_t j = 0;
+    for (; j + NV * VL <= n; j += NV * VL)
+        FN(gemm_tile)(MR, NV, VL, k, a, ars, acs, b + j / RF_TILE * tile + j % RF_TILE, ldb, tile,
+                      add, c + j, ldc);
+    for (; j + VL <= n; j += VL)
+        FN(gemm_tile)(MR, 1, VL, k, a, ars, acs, b + j / RF_TILE * tile + j % RF_TILE, ldb, tile,
+                      add, c + j, ldc);
+    if (j < n)
+        FN(gemm_tile)(MR, 1, n - j, k, a, ars, acs, b + j / RF_TILE * tile + j % RF_TILE, ldb, tile,
+                      add, c + j, ldc);
+}
+
+/* Register tiles: accumulators, the vectors of B and one broadcast must fit the registers, and
+ * there must be 8 accumulators or more to cover the latency of fma (4 cycles, 2 a cycle). */
+#if VL == 1
+enum { FN(nv1) = 8, FN(nv2) = 4, FN(nv4) = 2, FN(nv6) = 2 };
+#elif RF_REGISTERS == 32
+enum { FN(nv1) = 8, FN(nv2) = 8, FN(nv4) = 6, FN(nv6) = 4 };
+#else
+enum { FN(nv1) = 8, FN(nv2) = 4, FN(nv4) = 2, FN(nv6) = 2 };
+#endif
+
+static void KN(gemm)(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, const REAL *a, ptrdiff_t ars,
+                     ptrdiff_t acs, const REAL *b, ptrdiff_t ldb, ptrdiff_t tile, int add, REAL *c,
+                     ptrdiff_t ldc) {
+    enum { KC = 512, NC = 64 };
+    if (k == 0 && !add)
+        for (ptrdiff_t i = 0; i < m; i++) memset(c + i * ldc, 0, (size_t)n * sizeof *c);
+    const ptrdiff_t blocks = (m + 5) / 6;
+    for (ptrdiff_t p = 0; p < k; p += KC) {
+        const ptrdiff_t kc = k - p < KC ? k - p : KC;
+        const int plus = add || p > 0;
+        /* many rows: few columns at a time, so that their part of B stays near */
+        const ptrdiff_t nc = blocks > 1 ? NC : n;
+        for (ptrdiff_t j = 0; j < n; j += nc) {
+            const ptrdiff_t w = n - j < nc ? n - j : nc;
+            const REAL *bj = b + j / RF_TILE * tile + j % RF_TILE + p * ldb;
+            ptrdiff_t i = 0;
+            for (ptrdiff_t block = 0; block < blocks; block++) {
+                const ptrdiff_t rows = (m - i + blocks - block - 1) / (blocks - block);
+                const REAL *ai = a + i * ars + p * acs;
+                REAL *ci = c + i * ldc + j;
+#define RF_ROWS(R, NV) \
+    case R: FN(gemm_rows)(R, NV, w, kc, ai, ars, acs, bj, ldb, tile, plus, ci, ldc); break;
+                switch (rows) {
+                    RF_ROWS(1, FN(nv1))
+                    RF_ROWS(2, FN(nv2))
+                    RF_ROWS(3, FN(nv4))
+                    RF_ROWS(4, FN(nv4))
+                    RF_ROWS(5, FN(nv6))
+                    RF_ROWS(6, FN(nv6))
+                }
+#undef RF_ROWS
+                i += rows;
+            }
+        }
+    }
+}
+
+/* out: [ceil(n / RF_TILE)][k][RF_TILE], zeros past n: the transpose of w [n,k] in tiles of columns,
+ * so that a step of k reads whole vectors. */
+static void KN(pack)(ptrdiff_t n, ptrdiff_t k, const REAL *w, ptrdiff_t ldw, REAL *out) {
+    for (ptrdiff_t j = 0; j < n; j += RF_TILE, out += k * RF_TILE)
+        for (ptrdiff_t l = 0; l < RF_TILE; l++)
+            if (j + l < n)
+                for (ptrdiff_t p = 0; p < k; p++) out[p * RF_TILE + l] = w[(j + l) * ldw + p];
+            else
+                for (ptrdiff_t p = 0; p < k; p++) out[p * RF_TILE + l] = 0;
 }
 
 /* ---- optimisers ----------------------------------------------------------------------------- */

@@ -4,6 +4,7 @@ Fortran order."""
 from scipy.linalg.cython_blas cimport dgemm, sgemm
 
 from rnnfast cimport _kernels as K
+from rnnfast cimport _product
 
 
 cdef void gemm(bint ta, bint tb, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k,
@@ -41,6 +42,9 @@ cdef void gemm(bint ta, bint tb, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k,
         dgemm(&op_b, &op_a, &n_, &m_, &k_, &one, <double *>b, &ldb_, <double *>a, &lda_, &beta, c,
               &ldc_)
     K.leave(mode)
+
+
+_product.use_blas(gemm[float], gemm[double])
 
 
 def matmul(double[:, ::1] a, double[:, ::1] b, double[:, ::1] c, bint ta=False, bint tb=False,

@@ -8,25 +8,30 @@ from libc.stdint cimport int64_t
 
 from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
-from rnnfast._blas cimport gemm
+from rnnfast._product cimport gemm, gemm_weights, pack, packed_data
 from rnnfast._seq cimport data
 from rnnfast._types cimport real_t
 
 from rnnfast._seq import scatter_add
 
+from rnnfast import _product
+
 cnp.import_array()
+_product.ready()
 
 cdef double EPS = 1e-5  # layer norm's epsilon, as in reference.sequence
 
 
-cdef void matmul(int num, bint ta, bint tb, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, void *a,
+cdef void matmul(int num, bint ta, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, void *a,
                  Py_ssize_t lda, void *b, Py_ssize_t ldb, bint add, void *c,
                  Py_ssize_t ldc) noexcept nogil:
-    """C = op(A) op(B), added to C where `add`."""
+    """C = op(A) B, added to C where `add`."""
+    cdef K.rf_fpmode mode = K.enter()
     if num == cnp.NPY_FLOAT:
-        gemm[float](ta, tb, m, n, k, <float *>a, lda, <float *>b, ldb, add, <float *>c, ldc)
+        gemm[float](ta, m, n, k, <float *>a, lda, <float *>b, ldb, add, <float *>c, ldc)
     else:
-        gemm[double](ta, tb, m, n, k, <double *>a, lda, <double *>b, ldb, add, <double *>c, ldc)
+        gemm[double](ta, m, n, k, <double *>a, lda, <double *>b, ldb, add, <double *>c, ldc)
+    K.leave(mode)
 
 
 cdef object plus(object x, object y):
@@ -78,12 +83,21 @@ def input_product(x, w, bias):
                 _seq.gather_rows[double](N, G, <int64_t *>px, <double *>pw, <double *>pa)
         return a
     px = data(x, "x", num, (N, I))
+    packed = pack(w)
+    cdef void *pp = packed_data(packed)
+    cdef K.rf_fpmode mode
     with nogil:
         if num == cnp.NPY_FLOAT:
             _seq.fill_rows[float](N, G, <float *>pb, <float *>pa)
         else:
             _seq.fill_rows[double](N, G, <double *>pb, <double *>pa)
-        matmul(num, False, True, N, G, I, px, I, pw, I, True, pa, G)
+        mode = K.enter()
+        if num == cnp.NPY_FLOAT:
+            gemm_weights[float](N, G, I, <float *>px, I, <float *>pw, <float *>pp, 1, <float *>pa, G)
+        else:
+            gemm_weights[double](N, G, I, <double *>px, I, <double *>pw, <double *>pp, 1,
+                                 <double *>pa, G)
+        K.leave(mode)
     return a
 
 
@@ -106,7 +120,7 @@ def input_product_backward(x, w, da, dw, need_dx):
     dx = np.empty((N, I), w.dtype)
     pdx = data(dx, "dx", num, (N, I))
     with nogil:
-        matmul(num, False, False, N, I, G, pda, G, pw, I, False, pdx, I)
+        matmul(num, False, N, I, G, pda, G, pw, I, False, pdx, I)
     return dx
 
 
@@ -121,7 +135,7 @@ def weight_product(da, x, dw, Py_ssize_t column=0):
     cdef void *pdw = data(dw, "dw", num, (n, I))
     cdef Py_ssize_t size = dw.itemsize
     with nogil:
-        matmul(num, True, False, n, I, N, pda + column * size, width, px, I, True, pdw, I)
+        matmul(num, True, n, I, N, pda + column * size, width, px, I, True, pdw, I)
 
 
 def column_sum(a, out):

@@ -9,7 +9,7 @@ from libc.string cimport memcpy, memset
 
 from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
-from rnnfast._blas cimport gemm
+from rnnfast._product cimport gemm, gemm_weights, pack, packed_data
 from rnnfast._seq cimport Packed, data, time_of
 from rnnfast._types cimport real_t
 
@@ -24,7 +24,10 @@ from rnnfast._dense import (
     weight_product,
 )
 
+from rnnfast import _product
+
 cnp.import_array()
+_product.ready()
 
 cdef double EPS = 1e-5  # layer norm's epsilon, as in reference.sequence
 
@@ -35,6 +38,8 @@ cdef struct Gru:
     K.rf_act gate
     Py_ssize_t H, ldy
     void *w_hh          # [3H, H]
+    void *packed_hh     # packed W_hh; reset before the product: its r and z
+    void *packed_n      # and its n
     void *gain_hh       # [3H]
     void *bias_n        # [H] where u_n starts
     void *ax            # [N, 3H] from F1; reset before the product: out r z n
@@ -90,12 +95,13 @@ cdef void forward_after(const Gru *s, const real_t *w_hh) noexcept nogil:
             memcpy(a + b * 3 * H, ax + b * 3 * H, 2 * H * sizeof(real_t))
             _seq.fill_rows(1, H, bias_n, a + b * 3 * H + 2 * H)
         if s.gain_hh != NULL:
-            gemm(False, True, n, 3 * H, H, hm, H, w_hh, H, <real_t>0, <real_t *>s.ah, 3 * H)
+            gemm_weights(n, 3 * H, H, hm, H, w_hh, <real_t *>s.packed_hh, <real_t>0,
+                         <real_t *>s.ah, 3 * H)
             K.layer_norm_forward(n, 3 * H, <real_t>EPS, <real_t *>s.ah, <real_t *>s.gain_hh,
                                  <real_t *>NULL, <real_t *>s.hhat + kept * 3 * H,
                                  <real_t *>s.h_rstd + kept, a, True)  # F2
         else:
-            gemm(False, True, n, 3 * H, H, hm, H, w_hh, H, <real_t>1, a, 3 * H)  # F2
+            gemm_weights(n, 3 * H, H, hm, H, w_hh, <real_t *>s.packed_hh, <real_t>1, a, 3 * H)  # F2
         K.gru_forward(n, H, s.gate, a, ax, <real_t *>s.u + row * H if s.keep else NULL, h,
                       <real_t *>s.y + row * s.ldy, s.ldy)  # F3, F4, F5
 
@@ -114,9 +120,10 @@ cdef void forward_before(const Gru *s, const real_t *w_hh) noexcept nogil:
         rh = <real_t *>s.rh + (row * H if s.keep else 0)
         _seq.zero_reset_rows(&s.q, t, H, h)
         hm = masked(s, n, row, h)
-        gemm(False, True, n, 2 * H, H, hm, H, w_hh, H, <real_t>1, a, 3 * H)  # F2
+        gemm_weights(n, 2 * H, H, hm, H, w_hh, <real_t *>s.packed_hh, <real_t>1, a, 3 * H)  # F2
         K.gru_before_gates(n, H, s.gate, a, hm, rh)  # F3
-        gemm(False, True, n, H, H, rh, H, w_hh + 2 * H * H, H, <real_t>1, a + 2 * H, 3 * H)
+        gemm_weights(n, H, H, rh, H, w_hh + 2 * H * H, <real_t *>s.packed_n, <real_t>1, a + 2 * H,
+                     3 * H)
         K.gru_before_output(n, H, a, h, <real_t *>s.y + row * s.ldy, s.ldy)  # F4, F5
 
 
@@ -138,7 +145,7 @@ cdef void backward_after(const Gru *s, const real_t *w_hh) noexcept nogil:
                                   <real_t *>s.hhat + row * 3 * H, <real_t *>s.h_rstd + row,
                                   <real_t *>s.dm + row * 3 * H)
         into = dh if s.mask == NULL else <real_t *>s.drh
-        gemm(False, False, n, H, 3 * H, <real_t *>s.dm + row * 3 * H, 3 * H, w_hh, H,
+        gemm(False, n, H, 3 * H, <real_t *>s.dm + row * 3 * H, 3 * H, w_hh, H,
              <real_t>1 if s.mask == NULL else <real_t>0, into, H)  # B5
         if s.mask != NULL:
             K.multiply_add(n * H, into, <real_t *>s.mask, dh)
@@ -166,10 +173,9 @@ cdef void backward_before(const Gru *s, const real_t *w_hh) noexcept nogil:
         dhm = dh if s.mask == NULL else <real_t *>s.dhm
         if s.mask != NULL:
             memset(dhm, 0, n * H * sizeof(real_t))
-        gemm(False, False, n, H, H, da + 2 * H, 3 * H, w_hh + 2 * H * H, H, <real_t>0,
-             <real_t *>s.drh, H)
+        gemm(False, n, H, H, da + 2 * H, 3 * H, w_hh + 2 * H * H, H, <real_t>0, <real_t *>s.drh, H)
         K.gru_before_backward_gates(n, H, s.gate, gates, hm, <real_t *>s.drh, dhm, da)  # B3, B4
-        gemm(False, False, n, H, 2 * H, da, 3 * H, w_hh, H, <real_t>1, dhm, H)  # B5
+        gemm(False, n, H, 2 * H, da, 3 * H, w_hh, H, <real_t>1, dhm, H)  # B5
         if s.mask != NULL:
             K.multiply_add(n * H, dhm, <real_t *>s.mask, dh)
         _seq.zero_reset_rows(&s.q, t, H, dh)
@@ -227,6 +233,10 @@ def gru_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, reset_a
     data(b_hh, "b_hh", num, (3 * H,))
     h = h0.copy()
     y = np.empty((N, H), dtype) if out is None else out
+    packed_hh = pack(w_hh if after else w_hh[:2 * H])
+    packed_n = None if after else pack(w_hh[2 * H:])
+    s.packed_hh = packed_data(packed_hh)
+    s.packed_n = packed_data(packed_n)
     s.y = _seq.strided(y, "out", num, N, H, &ldy)
     s.ldy = ldy
     s.keep = keep

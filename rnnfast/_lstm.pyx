@@ -9,7 +9,7 @@ from libc.string cimport memcpy
 
 from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
-from rnnfast._blas cimport gemm
+from rnnfast._product cimport gemm, gemm_weights, pack, packed_data
 from rnnfast._seq cimport Packed, data, time_of
 from rnnfast._types cimport real_t
 
@@ -24,7 +24,10 @@ from rnnfast._dense import (
     weight_product,
 )
 
+from rnnfast import _product
+
 cnp.import_array()
+_product.ready()
 
 cdef double EPS = 1e-5  # layer norm's epsilon, as in reference.sequence
 
@@ -37,6 +40,8 @@ cdef struct Lstm:
     Py_ssize_t ldy
     void *w_hh          # [G H, P]
     void *w_hr          # [P, H]
+    void *packed_hh     # both weights packed, where the engine wants them so
+    void *packed_hr
     void *peephole      # [3, H]
     void *mask          # [B, P] of recurrent dropout
     void *hm            # [B, P] scratch: the masked state; h itself without a mask
@@ -97,12 +102,12 @@ cdef void forward(const Lstm *s, const real_t *w_hh) noexcept nogil:
             memcpy(<real_t *>s.h_prev + row * P, hm, n * P * sizeof(real_t))
             memcpy(<real_t *>s.c_prev + row * H, c, n * H * sizeof(real_t))
         if normed:
-            gemm(False, True, n, W, P, hm, P, w_hh, P, <real_t>0, <real_t *>s.ah, W)
+            gemm_weights(n, W, P, hm, P, w_hh, <real_t *>s.packed_hh, <real_t>0, <real_t *>s.ah, W)
             K.layer_norm_forward(n, W, <real_t>EPS, <real_t *>s.ah, <real_t *>s.gain_hh,
                                  <real_t *>NULL, <real_t *>s.hhat + kept * W,
                                  <real_t *>s.h_rstd + kept, a, True)  # F2
         else:
-            gemm(False, True, n, W, P, hm, P, w_hh, P, <real_t>1, a, W)  # F2
+            gemm_weights(n, W, P, hm, P, w_hh, <real_t *>s.packed_hh, <real_t>1, a, W)  # F2
         out = <real_t *>s.m + kept * H if projected else h
         tanh_c = at(s.tanh_c, kept * H, w_hh)
         if normed:
@@ -119,7 +124,7 @@ cdef void forward(const Lstm *s, const real_t *w_hh) noexcept nogil:
         if s.c_t != NULL:
             memcpy(<real_t *>s.c_t + row * H, c, n * H * sizeof(real_t))
         if projected:
-            gemm(False, True, n, P, H, out, H, <real_t *>s.w_hr, H, <real_t>0, h, P)  # F6
+            gemm_weights(n, P, H, out, H, <real_t *>s.w_hr, <real_t *>s.packed_hr, <real_t>0, h, P)  # F6
             _seq.put_rows(n, P, h, y, s.ldy)
 
 
@@ -152,7 +157,7 @@ cdef void backward(const Lstm *s, const real_t *w_hh) noexcept nogil:
             dp = <real_t *>s.dp + row * P
             memcpy(dp, dh, n * P * sizeof(real_t))
             d = <real_t *>s.dm
-            gemm(False, False, n, H, P, dp, P, <real_t *>s.w_hr, H, <real_t>0, d, H)
+            gemm(False, n, H, P, dp, P, <real_t *>s.w_hr, H, <real_t>0, d, H)
         if normed:
             K.lstm_output_backward(n, H, &s.opt, gates, tanh_c, d, dy, H,
                                    <real_t *>s.dcn + row * H)
@@ -165,7 +170,7 @@ cdef void backward(const Lstm *s, const real_t *w_hh) noexcept nogil:
         if normed:
             K.layer_norm_backward(n, W, da, <real_t *>s.gain_hh, <real_t *>s.hhat + row * W,
                                   <real_t *>s.h_rstd + row, dah)
-        gemm(False, False, n, P, W, dah, W, w_hh, P, <real_t>0, dh, P)  # B6
+        gemm(False, n, P, W, dah, W, w_hh, P, <real_t>0, dh, P)  # B6
         if s.mask != NULL:
             K.multiply(n * P, dh, <real_t *>s.mask, dh)
         _seq.zero_reset_rows(&s.q, t, P, dh)
@@ -212,6 +217,9 @@ def lstm_forward(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih=None, b_hh=None, *, w_
     data(c0, "c0", num, (B, H))
     h, c = h0.copy(), c0.copy()
     y = np.empty((N, P), w_hh.dtype) if out is None else out
+    packed_hh, packed_hr = pack(w_hh), pack(w_hr)
+    s.packed_hh = packed_data(packed_hh)
+    s.packed_hr = packed_data(packed_hr)
     s.y = _seq.strided(y, "out", num, N, P, &ldy)
     s.ldy = ldy
     s.keep = keep

@@ -1,4 +1,4 @@
-"""The recurrence through the output alone over BLAS. Twins: rnnfast.reference.output_rnn, which
+"""The recurrence through the output alone over BLAS or our own products. Twins: rnnfast.reference.output_rnn, which
 explains the arguments; equations and labels: docs/models.md."""
 
 import numpy as np
@@ -9,19 +9,23 @@ from libc.string cimport memcpy
 
 from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
-from rnnfast._blas cimport gemm
+from rnnfast._product cimport gemm, gemm_weights, pack, packed_data
 from rnnfast._seq cimport Packed, data
 from rnnfast._types cimport real_t
 
 from rnnfast._dense import column_sum, input_product, input_product_backward, weight_product
 
+from rnnfast import _product
+
 cnp.import_array()
+_product.ready()
 
 OUTPUTS = ("linear", "softmax")
 
 
 cdef void forward(const Packed *q, Py_ssize_t H, Py_ssize_t O, K.rf_act f, const real_t *w_oh,
-                  const real_t *w_ho, const real_t *b_o, real_t *a, real_t *o, real_t *o_prev,
+                  const real_t *packed_oh, const real_t *w_ho, const real_t *packed_ho,
+                  const real_t *b_o, real_t *a, real_t *o, real_t *o_prev,
                   real_t *h, real_t *z, real_t *p) noexcept nogil:
     """a: [N,H] U x + b; o: [B,O] last output, in and out; o_prev: [N,O] and h: [N,H] out;
     z: [N,O] out; p: [N,O] out, or NULL: the output is linear."""
@@ -31,10 +35,10 @@ cdef void forward(const Packed *q, Py_ssize_t H, Py_ssize_t O, K.rf_act f, const
         row = q.offsets[t]
         _seq.zero_reset_rows(q, t, O, o)
         memcpy(o_prev + row * O, o, n * O * sizeof(real_t))
-        gemm(False, True, n, H, O, o, O, w_oh, O, <real_t>1, a + row * H, H)  # F2
+        gemm_weights(n, H, O, o, O, w_oh, packed_oh, <real_t>1, a + row * H, H)  # F2
         K.rnn_forward(n, H, f, a + row * H, h + row * H, <real_t *>NULL, H)  # F3
         _seq.fill_rows(n, O, b_o, z + row * O)
-        gemm(False, True, n, O, H, h + row * H, H, w_ho, H, <real_t>1, z + row * O, O)  # F4
+        gemm_weights(n, O, H, h + row * H, H, w_ho, packed_ho, <real_t>1, z + row * O, O)  # F4
         if p != NULL:
             K.softmax(n, O, z + row * O, p + row * O)  # F5
         memcpy(o, (p if p != NULL else z) + row * O, n * O * sizeof(real_t))
@@ -64,9 +68,9 @@ cdef void backward(const Packed *q, Py_ssize_t H, Py_ssize_t O, K.rf_act f, cons
         if p != NULL:
             softmax_backward(n, O, p + row * O, do)  # B1
         K.add(n * O, do, dz + row * O)  # B2
-        gemm(False, False, n, H, O, dz + row * O, O, w_ho, H, <real_t>0, dh, H)  # B3
+        gemm(False, n, H, O, dz + row * O, O, w_ho, H, <real_t>0, dh, H)  # B3
         K.rnn_backward(n, H, f, h + row * H, dh, <real_t *>NULL, H, da + row * H)  # B4
-        gemm(False, False, n, O, H, da + row * H, H, w_oh, O, <real_t>0, do, O)  # B5
+        gemm(False, n, O, H, da + row * H, H, w_oh, O, <real_t>0, do, O)  # B5
         _seq.zero_reset_rows(q, t, O, do)
 
 
@@ -90,6 +94,9 @@ def output_rnn_forward(x, batch_sizes, o0, w_ih, w_oh, w_ho, b_h=None, b_o=None,
     z, o_prev = np.empty((N, O), w_ho.dtype), np.empty((N, O), w_ho.dtype)
     p = np.empty((N, O), w_ho.dtype) if output == "softmax" else None
     a = input_product(x, w_ih, b_h)  # F1
+    packed_oh, packed_ho = pack(w_oh), pack(w_ho)
+    cdef void *qwo = packed_data(packed_oh)
+    cdef void *qwh = packed_data(packed_ho)
     cdef void *pa = data(a, "a", num, (N, H))
     cdef void *po = data(o, "o", num, (B, O))
     cdef void *pop = data(o_prev, "o_prev", num, (N, O))
@@ -100,10 +107,12 @@ def output_rnn_forward(x, batch_sizes, o0, w_ih, w_oh, w_ho, b_h=None, b_o=None,
     with nogil:
         mode = K.enter()
         if num == cnp.NPY_FLOAT:
-            forward[float](&q, H, O, f, <float *>pwo, <float *>pwh, <float *>pbo, <float *>pa,
+            forward[float](&q, H, O, f, <float *>pwo, <float *>qwo, <float *>pwh, <float *>qwh,
+                           <float *>pbo, <float *>pa,
                            <float *>po, <float *>pop, <float *>ph, <float *>pz, <float *>pp)
         else:
-            forward[double](&q, H, O, f, <double *>pwo, <double *>pwh, <double *>pbo, <double *>pa,
+            forward[double](&q, H, O, f, <double *>pwo, <double *>qwo, <double *>pwh, <double *>qwh,
+                           <double *>pbo, <double *>pa,
                             <double *>po, <double *>pop, <double *>ph, <double *>pz, <double *>pp)
         K.leave(mode)
     if not keep:

@@ -9,7 +9,7 @@ from libc.string cimport memcpy
 
 from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
-from rnnfast._blas cimport gemm
+from rnnfast._product cimport gemm, gemm_weights, pack, packed_data
 from rnnfast._seq cimport Packed, data, time_of
 from rnnfast._types cimport real_t
 
@@ -21,10 +21,13 @@ from rnnfast._dense import (
     weight_product,
 )
 
+from rnnfast import _product
+
 cnp.import_array()
+_product.ready()
 
 
-cdef void forward(const Packed *q, Py_ssize_t H, K.rf_act f, const real_t *w_hh, real_t *a,
+cdef void forward(const Packed *q, Py_ssize_t H, K.rf_act f, const real_t *w_hh, const real_t *packed, real_t *a,
                   real_t *h, const real_t *mask, real_t *hm, real_t *h_prev, real_t *y,
                   Py_ssize_t ldy) noexcept nogil:
     """a: [N,H] W_ih x + b; h: [B,H] state, in and out; mask: [B,H] or NULL; hm: [B,H] scratch for
@@ -39,7 +42,7 @@ cdef void forward(const Packed *q, Py_ssize_t H, K.rf_act f, const real_t *w_hh,
             K.multiply(n * H, h, mask, hm)
         if h_prev != NULL:
             memcpy(h_prev + row * H, hm, n * H * sizeof(real_t))
-        gemm(False, True, n, H, H, hm, H, w_hh, H, <real_t>1, a + row * H, H)  # F2
+        gemm_weights(n, H, H, hm, H, w_hh, packed, <real_t>1, a + row * H, H)  # F2
         K.rnn_forward(n, H, f, a + row * H, h, y + row * ldy, ldy)  # F3
 
 
@@ -54,7 +57,7 @@ cdef void backward(const Packed *q, Py_ssize_t H, K.rf_act f, const real_t *w_hh
         row = q.offsets[t]
         K.rnn_backward(n, H, f, h + row * H, dh, dy + row * H if dy != NULL else NULL, H,
                        da + row * H)  # B1, B2
-        gemm(False, False, n, H, H, da + row * H, H, w_hh, H, <real_t>0, dh, H)  # B3
+        gemm(False, n, H, H, da + row * H, H, w_hh, H, <real_t>0, dh, H)  # B3
         if mask != NULL:
             K.multiply(n * H, dh, mask, dh)
         _seq.zero_reset_rows(q, t, H, dh)
@@ -79,6 +82,8 @@ def rnn_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonline
     cdef void *pm = data(h_mask, "h_mask", num, (B, H))
     cdef void *phm = data(hm, "hm", num, (B, H))
     a = input_product(x, w_ih, total_bias(b_ih, b_hh))  # F1
+    packed = pack(w_hh)
+    cdef void *pp = packed_data(packed)
     cdef void *pa = data(a, "a", num, (N, H))
     cdef void *ph = data(h, "h", num, (B, H))
     cdef void *php = data(h_prev, "h_prev", num, (N, H))
@@ -86,10 +91,10 @@ def rnn_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonline
     with nogil:
         mode = K.enter()
         if num == cnp.NPY_FLOAT:
-            forward[float](&q, H, f, <float *>w, <float *>pa, <float *>ph, <float *>pm,
+            forward[float](&q, H, f, <float *>w, <float *>pp, <float *>pa, <float *>ph, <float *>pm,
                            <float *>phm, <float *>php, <float *>py, ldy)
         else:
-            forward[double](&q, H, f, <double *>w, <double *>pa, <double *>ph, <double *>pm,
+            forward[double](&q, H, f, <double *>w, <double *>pp, <double *>pa, <double *>ph, <double *>pm,
                             <double *>phm, <double *>php, <double *>py, ldy)
         K.leave(mode)
     if not keep:

@@ -5,7 +5,7 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
-from rnnfast import _kernels
+from rnnfast import _engine, _kernels
 
 common = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("quick", max_examples=25, derandomize=True, **common)
@@ -27,3 +27,11 @@ def use_denormals():
     before = _kernels.get_denormals()
     yield _kernels.set_denormals
     _kernels.set_denormals(before)
+
+
+@pytest.fixture
+def use_engine():
+    """A function that switches the engine for the rest of the test."""
+    before = _engine.get_engine()
+    yield _engine.set_engine
+    _engine.set_engine(before)

@@ -431,7 +431,7 @@ def lstm_options(opt):
 @case("lstm_forward")
 def lstm_forward(source):
     # keep: a tape is wanted; infer: neither gates nor tanh_c; deferred: F5 is left to lstm_output
-    for (B, H), opt in variants(source, batches(), 5, gate=GATES, coupled=BOTH, clip=(0.0, 0.7),
+    for (B, H), opt in variants(source, batches(), 3, gate=GATES, coupled=BOTH, clip=(0.0, 0.7),
                                 peephole=BOTH, mode=("keep", "infer", "deferred"), y=BOTH):  # fmt: skip
         G, mode = 3 if opt["coupled"] else 4, opt["mode"]
         a, c = source(B, G * H), source(B, H)
@@ -483,7 +483,7 @@ def lstm_output(source):
 
 @case("lstm_backward")
 def lstm_backward(source):
-    for (B, H), opt in variants(source, batches(), 5, gate=GATES, coupled=BOTH, clip=(0.0, 0.7),
+    for (B, H), opt in variants(source, batches(), 3, gate=GATES, coupled=BOTH, clip=(0.0, 0.7),
                                 peephole=BOTH, dy=BOTH, deferred=BOTH):  # fmt: skip
         G = 3 if opt["coupled"] else 4
         gates, c_prev, dh, dc = source.unit(B, G * H), source(B, H), source(B, H), source(B, H)
@@ -539,7 +539,7 @@ def lstm_output_backward(source):
 
 @case("gru_forward")
 def gru_forward(source):
-    for (B, H), opt in variants(source, batches(), 4, gate=GATES, u=BOTH, y=BOTH):
+    for (B, H), opt in variants(source, batches(), 3, gate=GATES, u=BOTH, y=BOTH):
         a, ax, h = source(B, 3 * H), source(B, 3 * H), source(B, H)
         y, ldy = maybe_rows(source, opt["y"], B, H, source.blank)
 
@@ -684,7 +684,7 @@ def softmax(source):
 @case("softmax_cross_entropy")
 def softmax_cross_entropy(source):
     sizes = [(N, V) for N, V in batches() if V] + [(5, 9), (7, 40)]
-    for (N, V), opt in variants(source, sizes, 4, eps=(0.0, 0.1), weight=BOTH,
+    for (N, V), opt in variants(source, sizes, 3, eps=(0.0, 0.1), weight=BOTH,
                                 dz=("apart", "in place", "none"), some=BOTH):  # fmt: skip
         z, scale_ = source(N, V, scale=8), source(N)
         y = source.rng.integers(-1 if opt["some"] else 0, V, N)

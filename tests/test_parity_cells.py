@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import rnnfast._gru
@@ -12,7 +12,7 @@ import rnnfast.reference.gru
 import rnnfast.reference.lstm
 import rnnfast.reference.rnn
 from rnnfast import _kernels
-from rnnfast.reference.arithmetic import BLAS, PLAIN, Blas
+from rnnfast.reference.arithmetic import BLAS, FUSED, PLAIN, Blas, Fused
 
 from .bits import same_bits, same_tape
 from .cells import MAKERS
@@ -82,13 +82,25 @@ def run_both(cell, shape, dtype, options, seed, arithmetic=BLAS, gradient_seeds=
         yield f"d{k}", ours_grads[k], twin_grads[k]
 
 
+ARITHMETICS = {"blas": {"flush": BLAS, "keep": Blas("keep")},
+               "fused": {"flush": FUSED, "keep": Fused("keep")}}  # fmt: skip
+
+
+@pytest.fixture(params=ARITHMETICS)
+def engine(request, use_engine):
+    """Each engine in turn."""
+    use_engine(request.param)
+    return request.param
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("cell", MAKERS)
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), shape=SHAPES, common=COMMON, seed=st.integers(0, 2**32 - 1))
-def test_same_bits_as_twin(cell, dtype, data, shape, common, seed):
+def test_same_bits_as_twin(engine, cell, dtype, data, shape, common, seed):
     options = common | data.draw(VARIANTS[cell])
-    for name, got, want in run_both(cell, shape, dtype, options, seed):
+    arithmetic = ARITHMETICS[engine]["flush"]
+    for name, got, want in run_both(cell, shape, dtype, options, seed, arithmetic):
         if name == "tape":
             same_tape(got, want)
         else:
@@ -98,9 +110,11 @@ def test_same_bits_as_twin(cell, dtype, data, shape, common, seed):
 @pytest.mark.parametrize("isa", _kernels.isas())
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("cell", MAKERS)
-def test_same_bits_on_every_isa(cell, dtype, isa, use_isa):
+def test_same_bits_on_every_isa(engine, cell, dtype, isa, use_isa):
     use_isa(isa)
-    for name, got, want in run_both(cell, (5, 9, 20, 50), dtype, {"resets": True}, 7):
+    arithmetic = ARITHMETICS[engine]["flush"]
+    shape = (5, 9, 20, 50) if engine == "blas" else (4, 7, 5, 35)
+    for name, got, want in run_both(cell, shape, dtype, {"resets": True}, 7, arithmetic):
         if name == "tape":
             same_tape(got, want)
         else:
@@ -124,7 +138,7 @@ def test_close_to_plain_numpy(cell, dtype, data, shape, common, seed):
 @pytest.mark.parametrize("denormals", ["flush", "keep"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("cell", MAKERS)
-def test_denormals_as_twin(cell, dtype, denormals, use_denormals):
+def test_denormals_as_twin(engine, cell, dtype, denormals, use_denormals):
     """States and gradients around the smallest normal number, in both modes."""
     use_denormals(denormals)
     tiny = float(np.finfo(dtype).smallest_normal)
@@ -132,7 +146,7 @@ def test_denormals_as_twin(cell, dtype, denormals, use_denormals):
     x, sizes, *rest = args
     h0 = [(s * 3 * tiny).astype(dtype) for s in rest[:n_states]]
     args = (x * 0, sizes, *h0, *rest[n_states : n_states + 2])
-    arithmetic = Blas(denormals)
+    arithmetic = ARITHMETICS[engine][denormals]
     ours, twin = COMPILED[cell], TWINS[cell]
     got = getattr(ours, f"{cell}_forward")(*args, **kw)
     want = getattr(twin, f"{cell}_forward")(*args, **kw, arithmetic=arithmetic)

@@ -9,7 +9,11 @@ or a tanh *is*, bit for bit, comes from an object that they take as ``arithmetic
 ``BLAS``
     Our elementary functions (`rnnfast.reference.elementary`) and SciPy's BLAS called with the same
     arguments as the compiled engine ``blas``: the same bits as that engine.
-``Blas("keep")`` is ``BLAS`` with gradual underflow in place of flushing.
+``FUSED``
+    The same elementary functions, and every element of a product one chain of fused multiply-adds
+    in ascending k: the same bits as the compiled engine ``fused``.
+
+``Blas("keep")`` and ``Fused("keep")`` are the last two with gradual underflow in place of flushing.
 """
 
 import numpy as np
@@ -199,6 +203,27 @@ class Blas(Arithmetic):
         return total
 
 
+class Fused(Blas):
+    """The arithmetic of engine ``fused``: as `Blas`, but products are chains of fma.
+
+    Parameters
+    ----------
+    denormals : {"flush", "keep"}
+        Whether numbers below the smallest normal count as 0.
+    """
+
+    name = "fused"
+
+    def matmul(self, a, b, c=None):
+        """Every element: fma(a[i, k], b[k, j], ...) over k ascending, from c[i, j] or 0."""
+        a, b = np.asarray(a), np.asarray(b)
+        out = np.zeros((len(a), b.shape[1]), a.dtype) if c is None else np.array(c, a.dtype)
+        out = self.array(out)
+        for k in range(a.shape[1] if out.size else 0):
+            out = self.fma(a[:, k : k + 1], b[k : k + 1], out)
+        return out
+
+
 def _fortran(x):
     """(array in Fortran order, trans) that make ?gemm read the transpose of x."""
     if x.flags.c_contiguous or x.strides[1] == x.itemsize:
@@ -208,3 +233,4 @@ def _fortran(x):
 
 PLAIN = Plain()
 BLAS = Blas()
+FUSED = Fused()

@@ -1,0 +1,92 @@
+"""Matrix products: BLAS, or our own in fixed order, as the engine says.
+
+In fixed order every element of a result is one chain of fused multiply-adds, k ascending, that
+starts at what C held: the bits depend neither on the number of rows, nor on how they are divided,
+nor on the instruction set (docs/arithmetic.md).
+"""
+
+import importlib
+
+import numpy as np
+
+cimport numpy as cnp
+
+from rnnfast cimport _kernels as K
+from rnnfast cimport _seq
+from rnnfast._types cimport real_t
+
+cnp.import_array()
+
+cdef Py_ssize_t TILE = 16     # RF_TILE of csrc/kernels_tmpl.h
+cdef bint fixed = False
+cdef bint used = False
+cdef gemm_f32 blas_f32 = NULL
+cdef gemm_f64 blas_f64 = NULL
+
+
+cdef void use_blas(gemm_f32 f32, gemm_f64 f64) noexcept:
+    global blas_f32, blas_f64
+    blas_f32, blas_f64 = f32, f64
+
+
+def ready():
+    """Called by every module that multiplies, when it is imported: from then on one of the two
+    kinds of product must be at hand."""
+    global used
+    used = True
+    if not fixed and blas_f32 == NULL:
+        importlib.import_module("rnnfast._blas")
+
+
+def set_fixed_order(bint on):
+    """True: our own products; False: BLAS, loaded as soon as something multiplies."""
+    global fixed
+    if not on and used and blas_f32 == NULL:
+        importlib.import_module("rnnfast._blas")
+    fixed = on
+
+
+def get_fixed_order():
+    """Whether products are our own."""
+    return fixed
+
+
+cdef void gemm(bint ta, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const real_t *a, Py_ssize_t lda,
+               const real_t *b, Py_ssize_t ldb, real_t beta, real_t *c, Py_ssize_t ldc) noexcept nogil:
+    if fixed:
+        K.gemm(m, n, k, a, 1 if ta else lda, lda if ta else 1, b, ldb, TILE, beta != 0, c, ldc)
+    elif real_t is float:
+        blas_f32(ta, False, m, n, k, a, lda, b, ldb, beta, c, ldc)
+    else:
+        blas_f64(ta, False, m, n, k, a, lda, b, ldb, beta, c, ldc)
+
+
+cdef void gemm_weights(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const real_t *a, Py_ssize_t lda,
+                       const real_t *w, const real_t *packed, real_t beta, real_t *c,
+                       Py_ssize_t ldc) noexcept nogil:
+    if packed != NULL:
+        K.gemm(m, n, k, a, lda, 1, packed, TILE, TILE * k, beta != 0, c, ldc)
+    elif real_t is float:
+        blas_f32(False, True, m, n, k, a, lda, w, k, beta, c, ldc)
+    else:
+        blas_f64(False, True, m, n, k, a, lda, w, k, beta, c, ldc)
+
+
+cdef object pack(object w):
+    """W [n,k] in tiles of 16 columns of its transpose, for `gemm_weights`; None with BLAS or
+    without W."""
+    if not fixed or w is None:
+        return None
+    cdef Py_ssize_t n = w.shape[0], k = w.shape[1]
+    cdef int num = _seq.typenum(w)
+    cdef void *source = _seq.data(w, "weights", num, (n, k))
+    cdef cnp.ndarray out = np.empty((n + TILE - 1) // TILE * TILE * k, w.dtype)
+    if num == cnp.NPY_FLOAT:
+        K.pack(n, k, <float *>source, k, <float *>cnp.PyArray_DATA(out))
+    else:
+        K.pack(n, k, <double *>source, k, <double *>cnp.PyArray_DATA(out))
+    return out
+
+
+cdef void *packed_data(object packed) noexcept:
+    return NULL if packed is None else cnp.PyArray_DATA(<cnp.ndarray>packed)
