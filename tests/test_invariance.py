@@ -1,0 +1,112 @@
+"""The promise of engine ``fused``: the same bits for a sequence alone, in any batch, at any place
+in it, padded, ragged, streamed in chunks of any size, and on every instruction set."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import rnnfast
+from rnnfast import _kernels
+
+from .bits import same_bits
+
+LAYERS = {"rnn": rnnfast.RNN, "lstm": rnnfast.LSTM, "gru": rnnfast.GRU}
+VARIANTS = {
+    "rnn": [{}, {"nonlinearity": "relu"}],
+    "lstm": [{}, {"proj_size": 5, "peephole": True}, {"layer_norm": True, "coupled": True}],
+    "gru": [{}, {"reset_after": False}, {"layer_norm": True}],
+}
+CASES = [(cell, options) for cell in LAYERS for options in VARIANTS[cell]]
+CASE = pytest.mark.parametrize(("cell", "options"), CASES, ids=[f"{c}-{o}" for c, o in CASES])
+QUIET = settings(
+    max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+
+
+@pytest.fixture(autouse=True)
+def fused(use_engine):
+    use_engine("fused")
+
+
+def parts(state):
+    return state if isinstance(state, tuple) else (state,)
+
+
+def make(cell, options, dtype, **more):
+    return LAYERS[cell](7, 19, num_layers=2, dtype=dtype, seed=3, **options, **more)
+
+
+@CASE
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@QUIET
+@given(seed=st.integers(0, 2**32 - 1), B=st.integers(1, 13), T=st.integers(1, 9))
+def test_a_sequence_alone_and_in_a_batch(cell, options, dtype, seed, B, T):
+    """Output, final state, dx and the initial state's gradient of each row of a ragged batch."""
+    layer = make(cell, options, dtype, bidirectional=bool(seed % 2))
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((T, B, 7)).astype(dtype)
+    lengths = rng.integers(1, T + 1, B)
+    y, state, tape = layer.forward(x, lengths=lengths)
+    dy = rng.standard_normal(y.shape).astype(dtype)
+    dx, dstate = layer.backward(tape, dy)
+    for b in range(B):
+        n = lengths[b]
+        alone, s, t = layer.forward(x[:n, b : b + 1])
+        same_bits(y[:n, b : b + 1], alone, f"output of sequence {b}")
+        d, ds = layer.backward(t, dy[:n, b : b + 1])
+        same_bits(dx[:n, b : b + 1], d, f"dx of sequence {b}")
+        for whole, part in zip(parts(state) + parts(dstate), parts(s) + parts(ds), strict=True):
+            same_bits(whole[:, b : b + 1], part, f"state of sequence {b}")
+
+
+@CASE
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@QUIET
+@given(data=st.data(), seed=st.integers(0, 2**32 - 1), T=st.integers(1, 12))
+def test_whole_and_in_chunks(cell, options, dtype, data, seed, T):
+    layer = make(cell, options, dtype)
+    x = np.random.default_rng(seed).standard_normal((T, 3, 7)).astype(dtype)
+    whole, final = layer(x)
+    stream, outputs, t = layer.stream(3), [], 0
+    while t < T:
+        n = data.draw(st.integers(1, T - t))
+        outputs.append(stream.process(x[t : t + n]))
+        t += n
+    same_bits(np.concatenate(outputs), whole, "output")
+    for got, want in zip(parts(stream.state), parts(final), strict=True):
+        same_bits(got, want, "state")
+
+
+@CASE
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_every_isa(cell, options, dtype, use_isa):
+    """All results of a training step, weight gradients included, over more than one block."""
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((30, 40, 7)).astype(dtype)
+    lengths, results = rng.integers(0, 31, 40), {}
+    slow = [isa for isa in _kernels.isas() if isa != "scalar"] or ["scalar"]
+    for isa in slow:
+        use_isa(isa)
+        layer = make(cell, options, dtype, bidirectional=True)
+        y, state, tape = layer.forward(x, lengths=lengths)
+        dx, dstate = layer.backward(tape, np.cos(y, dtype=np.float64).round(3).astype(dtype))
+        results[isa] = {"y": y, "dx": dx, **layer.grads}
+        for k, a in enumerate(parts(state) + parts(dstate)):
+            results[isa][f"state {k}"] = a
+    for isa in slow[1:]:
+        for name, want in results[slow[0]].items():
+            same_bits(results[isa][name], want, f"{name} on {isa}")
+
+
+@CASE
+def test_the_scalar_build_without_hardware_fma(cell, options, use_isa):
+    x = np.random.default_rng(6).standard_normal((3, 2, 7)).astype("float32")
+    results = []
+    for isa in ("scalar", _kernels.isas()[-1]):
+        use_isa(isa)
+        layer = make(cell, options, "float32")
+        y, _, tape = layer.forward(x)
+        results.append((y, layer.backward(tape, y)[0], *layer.grads.values()))
+    for got, want in zip(*results, strict=True):
+        same_bits(got, want)
