@@ -51,7 +51,7 @@ def norm(g):
 def scale(g, double factor):
     """g *= factor, in place."""
     cdef int num = _seq.typenum(g)
-    cdef void *p = data(g, "g", num, g.shape)
+    cdef void *p = data(g, "g", num, g.shape, True)
     cdef Py_ssize_t n = g.size
     cdef K.rf_fpmode mode
     with nogil:
@@ -63,10 +63,10 @@ def scale(g, double factor):
         K.leave(mode)
 
 
-def clamp(g, double limit):
-    """g = min(max(g, -limit), limit), in place; NaN stays NaN."""
+def clip_by_value(g, double limit):
+    """Twin of `rnnfast.reference.clip.clip_by_value`."""
     cdef int num = _seq.typenum(g)
-    cdef void *p = data(g, "g", num, g.shape)
+    cdef void *p = data(g, "g", num, g.shape, True)
     cdef Py_ssize_t n = g.size
     cdef K.rf_fpmode mode
     with nogil:
@@ -76,3 +76,12 @@ def clamp(g, double limit):
         else:
             K.clamp(n, limit, <double *>p)
         K.leave(mode)
+
+
+def clip_by_norm(arrays, double max_norm):
+    """Twin of `rnnfast.reference.clip.clip_by_norm`."""
+    total = norm(np.array([norm(g) for g in arrays], np.float64))
+    if math.isfinite(total) and max_norm < total + 1e-6:
+        for g in arrays:
+            scale(g, max_norm / (total + 1e-6))
+    return total

@@ -20,7 +20,7 @@ FUNCTIONS = {
     "output_rnn": ("output_rnn_forward", "output_rnn_backward"),
     "linear": ("linear_forward", "linear_backward", "activation_forward", "activation_backward"),
     "loss": ("softmax", "softmax_cross_entropy", "sigmoid_cross_entropy", "quadratic_error"),
-    "clip": ("norm", "scale", "clamp"),
+    "clip": ("norm", "scale", "clip_by_value", "clip_by_norm"),
     "optim": ("sgd_step", "adam_step", "rmsprop_step", "adagrad_step"),
 }
 COMPILED = {name: f"rnnfast._{name}" for name in FUNCTIONS} | {"linear": "rnnfast._dense"}

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+
 from rnnfast import _engine
 
 NONFINITE = ("raise", "skip", "propagate")
@@ -63,20 +64,17 @@ def clip_grad_norm(grads, max_norm, *, nonfinite="raise"):
         raise ValueError(f"nonfinite must be one of {NONFINITE}, got {nonfinite!r}")
     if not max_norm > 0:
         raise ValueError(f"max_norm must be positive, got {max_norm}")
-    f, arrays = _engine.functions(), named_arrays(grads)
-    norms = [f.norm(g) for _, g in arrays]
-    total = f.norm(np.array(norms)) if norms else 0.0
+    f, named = _engine.functions(), named_arrays(grads)
+    arrays = [g for _, g in named]
+    total = f.clip_by_norm(arrays, max_norm)
     if not math.isfinite(total):
         if nonfinite == "raise":
-            names = [name for (name, _), n in zip(arrays, norms, strict=True) if not math.isfinite(n)]
-            raise FloatingPointError(f"the gradient of {names[0] if names else 'all together'} "
+            bad = [name for name, g in named if not math.isfinite(f.norm(g))]
+            raise FloatingPointError(f"the gradient of {bad[0] if bad else 'all together'} "
                                      f"has norm {total}")  # fmt: skip
-        if nonfinite == "skip":
-            return total
-    factor = max_norm / (total + 1e-6)
-    if not factor >= 1:
-        for _, g in arrays:
-            f.scale(g, factor)
+        if nonfinite == "propagate":
+            for g in arrays:
+                f.scale(g, max_norm / total)
     return total
 
 
@@ -101,4 +99,4 @@ def clip_grad_value(grads, limit):
     if not limit >= 0:
         raise ValueError(f"limit must not be negative, got {limit}")
     for _, g in named_arrays(grads):
-        _engine.functions().clamp(g, limit)
+        _engine.functions().clip_by_value(g, limit)

@@ -2,6 +2,7 @@
 is in the functions of the engine, the equations in docs/math.md."""
 
 import math
+import warnings
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -93,6 +94,9 @@ class Recurrent(Module):
         self.num_layers = _positive("num_layers", num_layers)
         self.bias, self.batch_first = bool(bias), bool(batch_first)
         self.dropout = _probability("dropout", dropout)
+        if self.dropout and self.num_layers == 1:
+            warnings.warn(f"{self._me}: dropout acts between layers, and there is only one",
+                          stacklevel=3)  # fmt: skip
         self.input_dropout = _probability("input_dropout", input_dropout)
         self.recurrent_dropout = _probability("recurrent_dropout", recurrent_dropout)
         self.bidirectional = bool(bidirectional)

@@ -321,7 +321,7 @@ def clamp_(source):
 
         def expected(ar, x=x, limit=limit):
             x = x.copy()
-            clip.clamp(x, limit, arithmetic=ar)
+            clip.clip_by_value(x, limit, arithmetic=ar)
             return {"x": x}
 
         yield {"n": n, "limit": limit, "x": x}, expected

@@ -37,7 +37,21 @@ def scale(g, factor, *, arithmetic=PLAIN):
     g[...] = arithmetic.array(g) * g.dtype.type(factor)
 
 
-def clamp(g, limit, *, arithmetic=PLAIN):
+def clip_by_value(g, limit, *, arithmetic=PLAIN):
     """g = min(max(g, -limit), limit), in place; NaN stays NaN."""
     limit = g.dtype.type(limit)
     g[...] = elementary.vmin(limit, elementary.vmax(-limit, arithmetic.array(g)))
+
+
+def clip_by_norm(arrays, max_norm, *, arithmetic=PLAIN):
+    """If the norm ||g|| of all arrays together is above v: g *= v / (||g|| + 1e-6), in place.
+
+    Pascanu, Mikolov and Bengio 2013, https://arxiv.org/abs/1211.5063, with torch's 1e-6. Where the
+    norm is not finite nothing is changed. Returns the norm before clipping.
+    """
+    norms = np.array([norm(g, arithmetic=arithmetic) for g in arrays], np.float64)
+    total = norm(norms, arithmetic=arithmetic)
+    if math.isfinite(total) and max_norm < total + 1e-6:
+        for g in arrays:
+            scale(g, max_norm / (total + 1e-6), arithmetic=arithmetic)
+    return total
