@@ -92,7 +92,8 @@ class CharLM(Module):
         if self.dropout == 1:
             raise ValueError("dropout must be below 1: nothing would reach the softmax")
         V, options = len(vocabulary), {"forget_bias": 1.0} if cell == "lstm" else {}
-        self.recurrent = CELLS[cell](V, hidden, layers, dropout=dropout, dtype=dtype, seed=seed,
+        between = dropout if layers > 1 else 0.0
+        self.recurrent = CELLS[cell](V, hidden, layers, dropout=between, dtype=dtype, seed=seed,
                                      **options)  # fmt: skip
         # One generator for all random numbers of training: its state is all that a checkpoint
         # needs to know of them.
