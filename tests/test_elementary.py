@@ -18,8 +18,10 @@ FUNCTIONS = ["exp", "tanh", "sigmoid", "log1p"]
 MODES = ["flush", "keep"]
 ISAS = _kernels.isas()
 
-# Largest error in ULP that docs/arithmetic.md states.
-BOUNDS = {"exp": 1.0, "tanh": 1.3, "sigmoid": 1.7, "log1p": 1.4, "log_pos": 0.9}
+# Largest error in ULP that docs/arithmetic.md states; the tail of sigmoid: results below half an
+# ULP of 1.
+BOUNDS = {"exp": 1.1, "tanh": 1.4, "sigmoid": 1.9, "sigmoid tail": 2.5, "log1p": 1.5,
+          "log_pos": 0.9}  # fmt: skip
 
 
 def twin(name, *operands, denormals="keep"):
@@ -133,7 +135,8 @@ def samples(name, dtype):
     if name == "exp":  # gradual underflow, to the smallest denormal and beyond
         x = np.append(x, rng.uniform(info.minexp - info.nmant - 2, info.minexp, 200) * np.log(2))
     if name == "sigmoid":  # the tail of denormal results has its own test
-        x = x[x > info.minexp * np.log(2) + 1e-4]
+        tail = -rng.uniform(info.nmant - 1, info.nmant + 5, 800) * np.log(2)
+        x = np.append(x[x > info.minexp * np.log(2) + 1e-4], tail)
     return x.astype(dtype)
 
 
@@ -144,8 +147,11 @@ def test_error_against_mpmath(name, dtype):
     # log_pos has no kernel of its own (it is inside softmax_cross_entropy): the twin stands for it
     y = twin(name, x) if name == "log_pos" else _kernels.apply(name, x, denormals="keep")
     error = ulp_error(name, x, y)
-    worst = error.argmax()
-    assert error[worst] < BOUNDS[name], f"{error[worst]:.3f} ULP at {x[worst]!r}"
+    tail = (y < np.finfo(dtype).eps / 2) if name == "sigmoid" else np.zeros(x.size, bool)
+    for bound, part in ((BOUNDS[name], ~tail), (BOUNDS.get(f"{name} tail"), tail)):
+        if part.any():
+            worst = np.where(part, error, 0).argmax()
+            assert error[worst] < bound, f"{error[worst]:.3f} ULP at {x[worst]!r}"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
