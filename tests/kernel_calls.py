@@ -27,7 +27,7 @@ import numpy as np
 
 from rnnfast import _kernels
 from rnnfast.reference import clip, loss, optim, sequence
-from rnnfast.reference.arithmetic import LANES, Blas
+from rnnfast.reference.arithmetic import LANES, Blas, Fused
 from rnnfast.reference.lstm import clamp
 from tests.bits import same_bits
 
@@ -752,6 +752,43 @@ def optimiser(source, name):
 
 for _name in ("sgd_step", "adam_step", "rmsprop_step", "adagrad_step"):
     named(_name)(optimiser)
+
+
+@case("gemm")
+def _(source):
+    """Row-major and transposed A; B row-major with a row stride, and packed."""
+    shapes = [(0, 3, 2), (1, 0, 2), (2, 3, 0), (1, 1, 1), (1, 17, 5), (3, 33, 4), (7, 16, 9),
+              (13, 7, 3), (2, 65, 6), (5, 40, 2)]  # fmt: skip
+    for m, n, k in shapes:
+        add, transposed, packed = (int(source.rng.integers(2)) for _ in range(3))
+        a, b, c = source(m, k), source(k, n), source(m, n)
+        tiles = -(-n // 16)
+        wide = np.zeros((k, tiles * 16), b.dtype)
+        wide[:, :n] = b
+        as_tiles = np.ascontiguousarray(wide.reshape(k, tiles, 16).swapaxes(0, 1)).ravel()
+        args = {"m": m, "n": n, "k": k,
+                "a": np.ascontiguousarray(a.T if transposed else a).ravel(),
+                "ars": 1 if transposed else k, "acs": m if transposed else 1,
+                "b": as_tiles if packed else Rows(b, n + 2), "ldb": 16 if packed else n + 2,
+                "tile": 16 * k if packed else 16, "add": add, "c": Rows(c, n + 3),
+                "ldc": n + 3}  # fmt: skip
+
+        def expected(ar, a=a, b=b, c=c, add=add):
+            fused = Fused(ar.denormals)
+            return {"c": np.asarray(fused.matmul(a, b, c if add else None))}
+
+        yield args, expected
+
+
+@case("pack")
+def _(source):
+    for n, k in [(0, 3), (1, 1), (16, 4), (17, 3), (35, 5)]:
+        w = source(n, k)
+        out = np.zeros((-(-n // 16), k, 16), w.dtype)
+        for j in range(n):
+            out[j // 16, :, j % 16] = w[j]
+        yield ({"n": n, "k": k, "w": Rows(w, k + 2), "ldw": k + 2, "out": source.blank(out.size)},
+               lambda ar, out=out: {"out": out.ravel()})  # fmt: skip
 
 
 # ---- running ------------------------------------------------------------------------------------
