@@ -32,7 +32,7 @@ def read_text(path):
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text: byte 0x{data[error.start]:02x} at offset "
-                         f"{error.start}") from None  # fmt: skip
+                         f"{error.start}") from None
     if not text:
         raise InputError(f"{path}: the file is empty")
     return text.replace("\r\n", "\n").replace("\r", "\n")
@@ -70,10 +70,11 @@ def split(ids):
     N = len(ids)
     K = max(1, min(HELDOUT_BLOCKS, N // (HELDOUT_SHARE * SHORTEST_BLOCK)))
     n = N // (HELDOUT_SHARE * K)
-    ends = [(k + 1) * N // K for k in range(K)]
-    heldout = np.stack([ids[end - n : end] for end in ends], axis=1)
-    train = np.concatenate([ids[start : end - n] for start, end in zip([0] + ends, ends, strict=False)])
-    return train, heldout
+    out = np.zeros(N, bool)
+    for k in range(K):
+        end = (k + 1) * N // K
+        out[end - n : end] = True
+    return ids[~out], ids[out].reshape(K, n).T
 
 
 def ngram_bits(train, heldout, V, order=5):
@@ -166,4 +167,4 @@ def _discounts(counts):
 def baselines(train, heldout, V):
     """Bits per character of what a model has to beat: {"uniform", "unigram", "5-gram"}."""
     return {"uniform": float(np.log2(V)), "unigram": ngram_bits(train, heldout, V, 1),
-            "5-gram": ngram_bits(train, heldout, V, 5)}  # fmt: skip
+            "5-gram": ngram_bits(train, heldout, V, 5)}

@@ -23,8 +23,8 @@ class UnknownCharacter(ValueError):
 
     def __init__(self, character, position):
         self.character, self.position = character, position
-        super().__init__(f"character {ascii(character)} (U+{ord(character):04X}) at index "
-                         f"{position} is not in the vocabulary")  # fmt: skip
+        super().__init__(f"character {character!a} (U+{ord(character):04X}) at index "
+                         f"{position} is not in the vocabulary")
 
 
 def _codes(text):
@@ -78,7 +78,7 @@ class CharLM(Module):
     """
 
     def __init__(self, vocabulary, cell="lstm", hidden=128, layers=1, dropout=0.0, dtype="float32",
-                 seed=0):  # fmt: skip
+                 seed=0):
         super().__init__(dtype)
         if not isinstance(vocabulary, str) or not vocabulary:
             raise ValueError("vocabulary must be a string of at least one character")
@@ -94,7 +94,7 @@ class CharLM(Module):
         V, options = len(vocabulary), {"forget_bias": 1.0} if cell == "lstm" else {}
         between = dropout if layers > 1 else 0.0
         self.recurrent = CELLS[cell](V, hidden, layers, dropout=between, dtype=dtype, seed=seed,
-                                     **options)  # fmt: skip
+                                     **options)
         # One generator for all random numbers of training: its state is all that a checkpoint
         # needs to know of them.
         self.training_rng = self.recurrent.training_rng
@@ -110,7 +110,7 @@ class CharLM(Module):
     def config(self):
         """The arguments that make this model, dtype as a string, without the seed."""
         return {"vocabulary": self.vocabulary, "cell": self.cell, "hidden": self.hidden,
-                "layers": self.layers, "dropout": self.dropout, "dtype": str(self.dtype)}  # fmt: skip
+                "layers": self.layers, "dropout": self.dropout, "dtype": str(self.dtype)}
 
     # ---- text --------------------------------------------------------------------------------
 
@@ -197,7 +197,7 @@ class CharLM(Module):
             stop = min(start + chunk, len(ids) - 1)
             y, state = self.recurrent(ids[start:stop], state)
             nats, _ = losses.softmax_cross_entropy(
-                self.output(y), ids[start + 1 : stop + 1], reduction="sum", inplace=True)  # fmt: skip
+                self.output(y), ids[start + 1 : stop + 1], reduction="sum", inplace=True)
             total += float(nats)
         return total / (math.log(2) * (len(ids) - 1) * ids.shape[1])
 
@@ -266,4 +266,4 @@ class CharLM(Module):
     def __repr__(self):
         return (f"CharLM({len(self.vocabulary)} characters, cell={self.cell!r}, "
                 f"hidden={self.hidden}, layers={self.layers}, dropout={self.dropout}, "
-                f"dtype={self.dtype})")  # fmt: skip
+                f"dtype={self.dtype})")
