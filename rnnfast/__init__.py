@@ -1,6 +1,6 @@
 """Recurrent neural networks on the CPU at hardware speed, NumPy arrays in and out."""
 
-from rnnfast import losses, optim
+from rnnfast import losses, models, optim, training
 from rnnfast._config import (
     get_denormals,
     get_isa,
@@ -43,10 +43,12 @@ __all__ = [
     "get_num_threads",
     "last_output",
     "losses",
+    "models",
     "optim",
     "set_denormals",
     "set_engine",
     "set_isa",
     "set_num_threads",
     "show_config",
+    "training",
 ]

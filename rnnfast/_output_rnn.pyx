@@ -10,7 +10,7 @@ from libc.string cimport memcpy
 from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
 from rnnfast._product cimport gemm, gemm_weights, pack, packed_data
-from rnnfast._seq cimport Packed, data
+from rnnfast._seq cimport Packed, data, optional
 from rnnfast._types cimport real_t
 
 from rnnfast._dense import column_sum, input_product, input_product_backward, weight_product
@@ -25,10 +25,11 @@ OUTPUTS = ("linear", "softmax")
 
 cdef void forward(const Packed *q, Py_ssize_t H, Py_ssize_t O, K.rf_act f, const real_t *w_oh,
                   const real_t *packed_oh, const real_t *w_ho, const real_t *packed_ho,
-                  const real_t *b_o, real_t *a, real_t *o, real_t *o_prev,
-                  real_t *h, real_t *z, real_t *p) noexcept nogil:
-    """a: [N,H] U x + b; o: [B,O] last output, in and out; o_prev: [N,O] and h: [N,H] out;
-    z: [N,O] out; p: [N,O] out, or NULL: the output is linear."""
+                  const real_t *b_o, real_t *a, real_t *o, real_t *o_prev, real_t *h, real_t *z,
+                  real_t *p) noexcept nogil:
+    """packed_oh, packed_ho: what `pack` made of the weights, or NULL; a: [N,H] U x + b; o: [B,O]
+    last output, in and out; o_prev: [N,O] and h: [N,H] out; z: [N,O] out; p: [N,O] out, or NULL:
+    the output is linear."""
     cdef Py_ssize_t t, n, row
     for t in range(q.T):
         n = q.sizes[t]
@@ -87,7 +88,7 @@ def output_rnn_forward(x, batch_sizes, o0, w_ih, w_oh, w_ho, b_h=None, b_o=None,
     _seq.pack(&q, batch_sizes, offsets, resets, B, N, False)
     cdef void *pwo = data(w_oh, "w_oh", num, (H, O))
     cdef void *pwh = data(w_ho, "w_ho", num, (O, H))
-    cdef void *pbo = data(b_o, "b_o", num, (O,))
+    cdef void *pbo = optional(b_o, "b_o", num, (O,))
     data(o0, "o0", num, (B, O))
     o = o0.copy()
     h = np.empty((N, H), w_ho.dtype)
@@ -102,18 +103,18 @@ def output_rnn_forward(x, batch_sizes, o0, w_ih, w_oh, w_ho, b_h=None, b_o=None,
     cdef void *pop = data(o_prev, "o_prev", num, (N, O))
     cdef void *ph = data(h, "h", num, (N, H))
     cdef void *pz = data(z, "z", num, (N, O))
-    cdef void *pp = data(p, "p", num, (N, O))
+    cdef void *pp = optional(p, "p", num, (N, O))
     cdef K.rf_fpmode mode
     with nogil:
         mode = K.enter()
         if num == cnp.NPY_FLOAT:
             forward[float](&q, H, O, f, <float *>pwo, <float *>qwo, <float *>pwh, <float *>qwh,
-                           <float *>pbo, <float *>pa,
-                           <float *>po, <float *>pop, <float *>ph, <float *>pz, <float *>pp)
+                           <float *>pbo, <float *>pa, <float *>po, <float *>pop, <float *>ph, <float *>pz,
+                           <float *>pp)
         else:
             forward[double](&q, H, O, f, <double *>pwo, <double *>qwo, <double *>pwh, <double *>qwh,
-                           <double *>pbo, <double *>pa,
-                            <double *>po, <double *>pop, <double *>ph, <double *>pz, <double *>pp)
+                            <double *>pbo, <double *>pa, <double *>po, <double *>pop, <double *>ph, <double *>pz,
+                            <double *>pp)
         K.leave(mode)
     if not keep:
         return z, o, None
@@ -134,7 +135,7 @@ def output_rnn_backward(tape, dz, do_n, grads, need_dx=True):
     cdef void *pwo = data(w_oh, "w_oh", num, (H, O))
     cdef void *pwh = data(w_ho, "w_ho", num, (O, H))
     cdef void *ph = data(tape["h"], "h", num, (N, H))
-    cdef void *pp = data(tape["p"], "p", num, (N, O))
+    cdef void *pp = optional(tape["p"], "p", num, (N, O))
     data(dz, "dz", num, (N, O))
     data(do_n, "do_n", num, (B, O))
     dz, do = dz.copy(), do_n.copy()
