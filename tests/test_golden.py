@@ -22,7 +22,7 @@ DTYPES = ["float32", "float64"]
 #: through 4 steps of 3 layers and back, 24 cell steps, with one rounding of full size for each (the
 #: sums inside a step are short and their errors of both signs). Largest seen: 12.
 ROUNDINGS = 24
-#: A layer norm of three numbers divides by their deviation, which magnifies errors. Largest seen: 48.
+#: A layer norm of three numbers divides by their deviation, which magnifies errors: 48 seen.
 NORM_ROUNDINGS = 240
 
 

@@ -14,15 +14,15 @@ import pytest
 
 import rnnfast
 from rnnfast import _engine
-from rnnfast.reference import gru, linear, loss, lstm, rnn, sequence
+from rnnfast.reference import gru, linear, loss, lstm, output_rnn, rnn, sequence
 from rnnfast.reference.arithmetic import PLAIN, Plain
 
-from .cells import MAKERS
+from .cells import MAKERS, batch, uniform
 from .pairs import all_pairs
 
 TOLERANCE = 1e-8
 STEPS = (1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6)
-MODULES = {"rnn": rnn, "lstm": lstm, "gru": gru}
+MODULES = {"rnn": rnn, "lstm": lstm, "gru": gru, "output_rnn": output_rnn}
 
 
 @dataclass
@@ -93,18 +93,40 @@ def check_direction(problem, rng, count=2):
 
 BATCH = {"bias": [True, False], "ids": [False, True], "ragged": [True, False],
          "resets": [True, False], "reverse": [False, True], "mask": [False, True]}  # fmt: skip
+FORWARD_ONLY = {k: BATCH[k] for k in ("bias", "ids", "ragged", "resets")}
+BATCHES = {"rnn": BATCH, "lstm": BATCH, "gru": BATCH, "output_rnn": FORWARD_ONLY}
 GATES = ["sigmoid", "hard_sigmoid", "hard_sigmoid_onnx"]
 VARIANTS = {
     "rnn": {"nonlinearity": ["tanh", "relu", "sigmoid"]},
     "lstm": {"gate": GATES, "coupled": [False, True], "peephole": [False, True], "P": [0, 2],
              "norm": [False, True], "clip": [0.0, 0.3]},
     "gru": {"gate": GATES, "kind": ["after", "before", "norm"]},
+    "output_rnn": {"output": ["linear", "softmax"]},
 }  # fmt: skip
 GRU_KINDS = {"after": {}, "before": {"reset_after": False}, "norm": {"norm": True}}
 #: arguments of a forward function that no derivative depends on
 NO_VARIANT = {"keep", "out", "arithmetic"}
 #: what a keyword of a forward function is called in VARIANTS and BATCH, where not the same
 FACTOR = {"w_hr": "P", "h_mask": "mask", "reset_after": "kind", "norm": ("norm", "kind")}
+STATES = {"rnn": ["h0"], "lstm": ["h0", "c0"], "gru": ["h0"], "output_rnn": ["o0"]}
+WEIGHTS = {cell: ["w_ih", "w_hh", "b_ih", "b_hh"] for cell in MAKERS}
+WEIGHTS["output_rnn"] = ["w_ih", "w_oh", "w_ho", "b_h", "b_o"]
+
+
+def output_rnn_arguments(rng, T, B, I, H, dtype, *, output="linear", bias=True, ids=False,
+                         ragged=True, resets=False):  # fmt: skip
+    """As the functions of tests/cells.py, with two outputs."""
+    x, sizes, r = batch(rng, T, B, dtype, I, ids, ragged, resets)
+    shapes = {"w_ih": (H, I), "w_oh": (H, 2), "w_ho": (2, H)}
+    if bias:
+        shapes |= {"b_h": (H,), "b_o": (2,)}
+    w = {name: uniform(rng, dtype, *shape) for name, shape in shapes.items()}
+    grads = {name: uniform(rng, dtype, *shape) for name, shape in shapes.items()}
+    kw = {"output": output, "resets": r}
+    return (x, sizes, uniform(rng, dtype, B, 2), *w.values()), kw, grads, 1
+
+
+ARGUMENTS = MAKERS | {"output_rnn": output_rnn_arguments}
 
 
 def products(factors):
@@ -120,9 +142,9 @@ def label(row):
 def sides_of(cell, tape):
     """Which side of each kink: of ReLU, of hard gates, of the cell's clamp."""
     sides = []
-    if cell == "rnn":
+    if tape.get("nonlinearity") == "relu":
         sides.append(tape["h"] > 0)
-    else:
+    if "gate" in tape:
         size = tape["h_prev" if cell == "gru" else "c_prev"].shape[1]
         gates = np.split(tape["gates"], tape["gates"].shape[1] // size, axis=1)
         del gates[2 if cell == "gru" else -2]  # the tanh has no kink
@@ -137,14 +159,13 @@ def cell_problem(cell, options, seed=0, arithmetic=PLAIN, shape=(3, 3, 2, 3)):
     options = dict(options)
     options |= GRU_KINDS[options.pop("kind")] if "kind" in options else {}
     rng = np.random.default_rng(seed)
-    args, kw, grads, states = MAKERS[cell](rng, *shape, np.float64, **options)
+    args, kw, grads, states = ARGUMENTS[cell](rng, *shape, np.float64, **options)
     x, sizes, *rest = args
     if options.get("gate", "sigmoid") != "sigmoid":
         rest = [10 * a if k == states else a for k, a in enumerate(rest)]  # W_ih: to saturate some
     forward = getattr(MODULES[cell], f"{cell}_forward")
     backward = getattr(MODULES[cell], f"{cell}_backward")
-    state_names = ["h0", "c0"][:states]
-    weights = ["w_ih", "w_hh", "b_ih", "b_hh"][: len(rest) - states]
+    state_names, weights = STATES[cell], WEIGHTS[cell][: len(rest) - states]
     values = dict(zip(state_names + weights, rest, strict=True))
     if x.ndim == 2:
         values["x"] = x
@@ -180,7 +201,9 @@ def cell_problem(cell, options, seed=0, arithmetic=PLAIN, shape=(3, 3, 2, 3)):
     return Problem(values, gradient, energy)
 
 
-ELEMENT_CASES = [(cell, row) for cell in VARIANTS for row in all_pairs(VARIANTS[cell] | BATCH)]
+ELEMENT_CASES = [
+    (cell, row) for cell in VARIANTS for row in all_pairs(VARIANTS[cell] | BATCHES[cell])
+]
 DIRECTION_CASES = [(cell, row) for cell in VARIANTS for row in products(VARIANTS[cell])]
 
 
@@ -193,8 +216,8 @@ def test_cell_elements(cell, options):
 def test_cell_directions(cell, options):
     rng = np.random.default_rng(1)
     beyond = []
-    for seed, batch in enumerate(all_pairs(BATCH)):
-        problem = cell_problem(cell, options | batch, seed, shape=(5, 4, 3, 5))
+    for seed, row in enumerate(all_pairs(BATCHES[cell])):
+        problem = cell_problem(cell, options | row, seed, shape=(5, 4, 3, 5))
         beyond += [side.any() for side in problem.energy(problem.values)[1]]
         check_direction(problem, rng, count=1)
     kinked = options.get("gate", "sigmoid") != "sigmoid" or options.get("nonlinearity") == "relu"
@@ -211,10 +234,10 @@ def test_all_cells_and_keywords_are_covered():
         for name in keywords - NO_VARIANT:
             factors = FACTOR.get(name, name)
             factors = {factors} if isinstance(factors, str) else set(factors)
-            assert factors & (VARIANTS[cell] | BATCH).keys(), f"{cell}_forward({name}=...)"
+            assert factors & (VARIANTS[cell] | BATCHES[cell]).keys(), f"{cell}_forward({name}=...)"
 
 
-@pytest.mark.parametrize("cell", VARIANTS)
+@pytest.mark.parametrize("cell", MAKERS)
 def test_missing_dy_counts_as_zero_and_dx_may_be_left_out(cell):
     args, kw, grads, states = MAKERS[cell](np.random.default_rng(0), 4, 3, 2, 3, np.float64)
     *out, tape = getattr(MODULES[cell], f"{cell}_forward")(*args, **kw)
@@ -262,6 +285,15 @@ def test_linear(bias, ids):
     problem = Problem(values, gradient, energy)
     check_elements(problem)
     check_direction(problem, rng)
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "tanh", "relu", "hard_sigmoid", "hard_sigmoid_onnx"])
+def test_activations(name):
+    x = np.array([[-7.0, -0.3, 0.4], [1.3, 2.2, 7.0]])  # on both sides of every kink
+    dy = np.random.default_rng(3).standard_normal(x.shape)
+    dx = linear.activation_backward(name, linear.activation_forward(name, x), dy)
+    check_elements(Problem({"x": x}, {"x": dx}, lambda v: (
+        (linear.activation_forward(name, v["x"]) * dy).sum(), ())))  # fmt: skip
 
 
 @pytest.mark.parametrize("bias", [True, False])
