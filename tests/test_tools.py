@@ -1,0 +1,64 @@
+"""The checks that make runs can fail."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).parents[1] / "tools"
+
+
+@pytest.fixture
+def tool():
+    """A function that imports a file of tools/."""
+
+    def load(name):
+        path = TOOLS / f"{name}.py"
+        if not path.exists():
+            pytest.skip("tools/ does not lie beside tests/")
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+SOURCE = """\
+cdef int f(int a,
+           int b) noexcept nogil:
+    # comment
+    return a + b
+
+def g(x):
+    y = len(x)
+    with nogil:
+        h()
+    return y
+"""
+
+
+def page(**scores):
+    line = '<pre class="cython line score-{}" onclick="">+<span class="">{:02d}</span>: text</pre>\n'
+    return "".join(line.format(score, int(name[1:])) for name, score in scores.items())
+
+
+def test_annotate_finds_the_lines_without_the_gil(tool):
+    assert tool("check_annotate").nogil_lines(SOURCE) == {4, 9}
+
+
+@pytest.mark.parametrize(("scores", "status"), [
+    ({"n4": 0, "n7": 12, "n9": 0}, 0),
+    ({"n4": 5, "n7": 12, "n9": 0}, 1),
+    ({"n4": 0, "n7": 12, "n9": 2}, 1),
+])  # fmt: skip
+def test_annotate_fails_where_such_a_line_talks_to_python(tool, tmp_path, scores, status):
+    (tmp_path / "m.pyx").write_text(SOURCE)
+    (tmp_path / "m.html").write_text(page(**scores))
+    assert tool("check_annotate").main(tmp_path) == status
+
+
+def test_annotate_needs_something_to_judge(tool, tmp_path):
+    (tmp_path / "m.pyx").write_text("def f(): pass\n")
+    (tmp_path / "m.html").write_text(page(n1=3))
+    assert tool("check_annotate").main(tmp_path) == 1
