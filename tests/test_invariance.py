@@ -110,3 +110,18 @@ def test_the_scalar_build_without_hardware_fma(cell, options, use_isa):
         results.append((y, layer.backward(tape, y)[0], *layer.grads.values()))
     for got, want in zip(*results, strict=True):
         same_bits(got, want)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_long_chains_are_not_cut(dtype, use_engine):
+    """More rows and columns than a block of the product holds: still one chain per element."""
+    rng = np.random.default_rng(8)
+    x, dy = (rng.standard_normal((n, m)).astype(dtype) for n, m in ((1100, 9), (1100, 70)))
+    results = []
+    for engine in ("fused", "reference-fused"):
+        use_engine(engine)
+        linear = rnnfast.Linear(9, 70, dtype=dtype, seed=1)
+        y, tape = linear.forward(x)
+        results.append((y, linear.backward(tape, dy), *linear.grads.values()))
+    for got, want in zip(*results, strict=True):
+        same_bits(got, want)
