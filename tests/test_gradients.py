@@ -4,6 +4,7 @@ Two judges: a 4th-order central difference for each single number, on a cover of
 variants; and the derivative along random directions in all numbers at once, on all variants.
 """
 
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import pytest
 
 import rnnfast
 from rnnfast import _engine
+from rnnfast._packing import time_blocks
 from rnnfast.reference import gru, linear, loss, lstm, output_rnn, rnn, sequence
 from rnnfast.reference.arithmetic import PLAIN, Plain
 
@@ -364,6 +366,9 @@ LAYER_FACTORS = {
     "bidirectional": [False, True],
     "merge": ["concat", "sum", "mul", "average"],
     "dropout": [0.0, 0.4],
+    "input_dropout": [0.0, 0.3],
+    "recurrent_dropout": [0.0, 0.3],
+    "block_rows": [1, 4, 1024],
     "pad_output": ["zero", "repeat"],
     "batch_first": [False, True],
     "checkpoint_every": [None, 2],
@@ -372,9 +377,11 @@ LAYER_FACTORS = {
 
 
 @pytest.mark.parametrize("row", all_pairs(LAYER_FACTORS), ids=label)
-def test_layer_directions(row):
-    """Deep, bidirectional, ragged, with resets and dropout, in the engine in use."""
-    row = dict(row)
+def test_layer_directions(row, monkeypatch):
+    """Deep, bidirectional, ragged, with resets and dropout, in one or many blocks of time steps."""
+    row = row | {"dropout": row["dropout"] * (row["num_layers"] > 1)}
+    blocks = functools.partial(time_blocks, least=row.pop("block_rows"))
+    monkeypatch.setattr("rnnfast.layers.time_blocks", blocks)
     cell, pad = getattr(rnnfast, row.pop("cell")), row.pop("pad_output")
     layer = cell(2, 3, **row, dtype="float64", seed=0)
     rng = np.random.default_rng(6)
