@@ -90,7 +90,8 @@ setup(
         list(extensions()),
         compiler_directives={
             "language_level": 3,
-            "boundscheck": DEBUG,
+            # for tuples such as a.shape: the loops run over pointers, which nothing checks anyway
+            "boundscheck": True,
             "wraparound": False,
             "initializedcheck": DEBUG,
             "cdivision": True,

@@ -9,7 +9,7 @@ from libc.stdint cimport int64_t
 from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
 from rnnfast._product cimport gemm, gemm_weights, pack, packed_data
-from rnnfast._seq cimport data
+from rnnfast._seq cimport data, optional
 from rnnfast._types cimport real_t
 
 from rnnfast._seq import scatter_add
@@ -66,7 +66,7 @@ def input_product(x, w, bias):
     cdef int num = _seq.typenum(w)
     cdef Py_ssize_t N = len(x), G = w.shape[0], I = w.shape[1]
     cdef void *pw = data(w, "w_ih", num, (G, I))
-    cdef void *pb = data(bias, "bias", num, (G,))
+    cdef void *pb = optional(bias, "bias", num, (G,))
     cdef void *px
     a = np.empty((N, G), w.dtype)
     cdef void *pa = data(a, "a", num, (N, G))
@@ -109,7 +109,7 @@ def input_product_backward(x, w, da, dw, need_dx):
     cdef void *pda = data(da, "da", num, (N, G))
     cdef void *pdx
     if x.ndim == 1:
-        data(dw, "dw_ih", num, (G, I))
+        data(dw, "dw_ih", num, (G, I), True)
         columns = np.ascontiguousarray(dw.T)
         scatter_add(x, da, columns)
         dw[...] = columns.T
@@ -132,7 +132,7 @@ def weight_product(da, x, dw, Py_ssize_t column=0):
         raise ValueError(f"dw: {n} rows from column {column} do not fit in da of {width} columns")
     cdef char *pda = <char *>data(da, "da", num, (N, width))
     cdef void *px = data(x, "x", num, (N, I))
-    cdef void *pdw = data(dw, "dw", num, (n, I))
+    cdef void *pdw = data(dw, "dw", num, (n, I), True)
     cdef Py_ssize_t size = dw.itemsize
     with nogil:
         matmul(num, True, n, I, N, pda + column * size, width, px, I, True, pdw, I)
@@ -143,7 +143,7 @@ def column_sum(a, out):
     cdef int num = _seq.typenum(out)
     cdef Py_ssize_t N = a.shape[0], n = a.shape[1]
     cdef void *pa = data(a, "a", num, (N, n))
-    cdef void *po = data(out, "out", num, (n,))
+    cdef void *po = data(out, "out", num, (n,), True)
     cdef K.rf_fpmode mode
     with nogil:
         mode = K.enter()
@@ -162,7 +162,7 @@ def column_dot(a, x, out, Py_ssize_t column=0):
         raise ValueError(f"a: {n} columns from {column} do not fit in {width}")
     cdef char *pa = <char *>data(a, "a", num, (N, width))
     cdef void *px = data(x, "x", num, (N, n))
-    cdef void *po = data(out, "out", num, (n,))
+    cdef void *po = data(out, "out", num, (n,), True)
     cdef K.rf_fpmode mode
     cdef Py_ssize_t skip = column * <Py_ssize_t>out.itemsize
     with nogil:
@@ -181,7 +181,7 @@ def layer_norm_forward(x, gain, bias=None, y=None):
     cdef bint accumulate = y is not None
     cdef void *px = data(x, "x", num, (N, n))
     cdef void *pg = data(gain, "gain", num, (n,))
-    cdef void *pb = data(bias, "bias", num, (n,))
+    cdef void *pb = optional(bias, "bias", num, (n,))
     xhat = np.empty((N, n), x.dtype)
     rstd = np.empty(N, x.dtype)
     y = y.copy() if accumulate else np.empty((N, n), x.dtype)

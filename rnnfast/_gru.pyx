@@ -10,7 +10,7 @@ from libc.string cimport memcpy, memset
 from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
 from rnnfast._product cimport gemm, gemm_weights, pack, packed_data
-from rnnfast._seq cimport Packed, data, time_of
+from rnnfast._seq cimport Packed, data, optional, time_of
 from rnnfast._types cimport real_t
 
 from rnnfast._dense import (
@@ -195,8 +195,10 @@ cdef void setup(Gru *s, object batch_sizes, object offsets, object resets, objec
         raise ValueError("layer norm needs reset_after=True")
     _seq.pack(&s.q, batch_sizes, offsets, resets, B, N, reverse)
     s.w_hh = data(w_hh, "w_hh", num, (3 * H, H))
-    s.mask = data(h_mask, "h_mask", num, (B, H))
-    s.gain_hh = data(norm[1] if norm is not None else None, "gain_hh", num, (3 * H,))
+    s.mask = optional(h_mask, "h_mask", num, (B, H))
+    s.gain_hh = NULL
+    if norm is not None:
+        s.gain_hh = data(norm[1], "gain_hh", num, (3 * H,))
 
 
 def gru_bias(b_ih, b_hh, reset_after):
@@ -229,8 +231,8 @@ def gru_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, reset_a
     setup(&s, batch_sizes, offsets, resets, w_hh, norm, h_mask, gate, after, reverse, N, B)
     data(h0, "h0", num, (B, H))
     data(w_ih, "w_ih", num, (3 * H, w_ih.shape[1]))
-    data(b_ih, "b_ih", num, (3 * H,))
-    data(b_hh, "b_hh", num, (3 * H,))
+    optional(b_ih, "b_ih", num, (3 * H,))
+    optional(b_hh, "b_hh", num, (3 * H,))
     h = h0.copy()
     y = np.empty((N, H), dtype) if out is None else out
     packed_hh = pack(w_hh if after else w_hh[:2 * H])
@@ -258,15 +260,15 @@ def gru_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, reset_a
     ah = np.empty((B, 3 * H), dtype) if norm is not None else None
     s.ax = data(ax, "ax", num, (N, 3 * H))
     s.gates = data(gates, "gates", num, (R if after else N, 3 * H))
-    s.bias_n = data(bias_n, "bias_n", num, (H,))
-    s.u = data(kept.get("u"), "u", num, (R, H))
-    s.rh = data(kept.get("rh"), "rh", num, (R, H))
+    s.bias_n = optional(bias_n, "bias_n", num, (H,))
+    s.u = optional(kept.get("u"), "u", num, (R, H))
+    s.rh = optional(kept.get("rh"), "rh", num, (R, H))
     s.h = data(h, "h", num, (B, H))
-    s.h_prev = data(kept.get("h_prev"), "h_prev", num, (N, H))
+    s.h_prev = optional(kept.get("h_prev"), "h_prev", num, (N, H))
     s.hm = data(hm, "hm", num, hm.shape)
-    s.ah = data(ah, "ah", num, (B, 3 * H))
-    s.hhat = data(kept.get("hhat"), "hhat", num, (R, 3 * H))
-    s.h_rstd = data(kept.get("h_rstd"), "h_rstd", num, (R, 1))
+    s.ah = optional(ah, "ah", num, (B, 3 * H))
+    s.hhat = optional(kept.get("hhat"), "hhat", num, (R, 3 * H))
+    s.h_rstd = optional(kept.get("h_rstd"), "h_rstd", num, (R, 1))
     cdef K.rf_fpmode mode
     with nogil:
         mode = K.enter()
@@ -306,20 +308,21 @@ def gru_backward(tape, dy, dh_n, grads, need_dx=True):
     dah = np.empty((N, 3 * H), dtype) if after else dax
     dm = dah if norm is None else np.empty((N, 3 * H), dtype)
     drh, dhm = np.empty((B, H), dtype), np.empty((B, H), dtype)
-    hm = tape.get("hm", tape["h_prev"])
-    s.dy = data(dy, "dy", num, (N, H))
+    hm = tape["h_prev" if tape["h_mask"] is None else "hm"]
+    s.dy = optional(dy, "dy", num, (N, H))
     s.h = data(dh, "dh", num, (B, H))
     s.gates = data(tape["gates"], "gates", num, (N, 3 * H))
     s.h_prev = data(tape["h_prev"], "h_prev", num, (N, H))
-    s.u = data(tape["u"] if after else None, "u", num, (N, H))
+    s.u = optional(tape["u"] if after else None, "u", num, (N, H))
     s.dax = data(dax, "dax", num, (N, 3 * H))
     s.dah = data(dah, "dah", num, (N, 3 * H))
     s.dm = data(dm, "dm", num, (N, 3 * H))
     s.drh = data(drh, "drh", num, (B, H))
     s.dhm = data(dhm, "dhm", num, (B, H))
     s.hm = data(hm, "hm", num, (N, H))
-    s.hhat = data(tape.get("hhat"), "hhat", num, (N, 3 * H))
-    s.h_rstd = data(tape.get("h_rstd"), "h_rstd", num, (N, 1))
+    if norm is not None:
+        s.hhat = data(tape["hhat"], "hhat", num, (N, 3 * H))
+        s.h_rstd = data(tape["h_rstd"], "h_rstd", num, (N, 1))
     cdef K.rf_fpmode mode
     with nogil:
         mode = K.enter()

@@ -7,7 +7,7 @@ from libc.stdint cimport int64_t
 
 from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
-from rnnfast._seq cimport data
+from rnnfast._seq cimport data, optional
 from rnnfast._types cimport real_t
 
 cnp.import_array()
@@ -38,8 +38,8 @@ def softmax_cross_entropy(z, targets, scale, weight=None, double smoothing=0.0, 
     cdef void *pz = data(z, "z", num, (N, V))
     cdef void *py = data(targets, "targets", cnp.NPY_INT64, (N,))
     cdef void *ps = data(scale, "scale", num, (N,))
-    cdef void *pw = data(weight, "weight", cnp.NPY_DOUBLE, (N,))
-    cdef void *pd = data(dz, "dz", num, (N, V))
+    cdef void *pw = optional(weight, "weight", cnp.NPY_DOUBLE, (N,))
+    cdef void *pd = optional(dz, "dz", num, (N, V), True)
     if N and targets.max() >= V:
         raise ValueError(f"targets must be below {V}, the number of classes; got {targets.max()}")
     loss = np.empty(N, z.dtype)

@@ -10,7 +10,7 @@ from libc.string cimport memcpy
 from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
 from rnnfast._product cimport gemm, gemm_weights, pack, packed_data
-from rnnfast._seq cimport Packed, data, time_of
+from rnnfast._seq cimport Packed, data, optional, time_of
 from rnnfast._types cimport real_t
 
 from rnnfast._dense import (
@@ -193,13 +193,15 @@ cdef void setup(Lstm *s, object batch_sizes, object offsets, object resets, obje
         raise ValueError(f"w_hh: expected shape {(G * H, H)}, got {w_hh.shape}")
     _seq.pack(&s.q, batch_sizes, offsets, resets, B, N, reverse)
     s.w_hh = data(w_hh, "w_hh", num, (G * H, P))
-    s.w_hr = data(w_hr, "w_hr", num, (P, H))
-    s.peephole = data(peephole, "peephole", num, (3, H))
-    s.mask = data(h_mask, "h_mask", num, (B, P))
-    gain_hh, gain_c, bias_c = norm[1:] if norm is not None else (None, None, None)
-    s.gain_hh = data(gain_hh, "gain_hh", num, (G * H,))
-    s.gain_c = data(gain_c, "gain_c", num, (H,))
-    s.bias_c = data(bias_c, "bias_c", num, (H,))
+    s.w_hr = optional(w_hr, "w_hr", num, (P, H))
+    s.peephole = optional(peephole, "peephole", num, (3, H))
+    s.mask = optional(h_mask, "h_mask", num, (B, P))
+    s.gain_hh = s.gain_c = s.bias_c = NULL
+    if norm is not None:
+        _, gain_hh, gain_c, bias_c = norm
+        s.gain_hh = data(gain_hh, "gain_hh", num, (G * H,))
+        s.gain_c = data(gain_c, "gain_c", num, (H,))
+        s.bias_c = data(bias_c, "bias_c", num, (H,))
 
 
 def lstm_forward(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih=None, b_hh=None, *, w_hr=None,
@@ -225,7 +227,7 @@ def lstm_forward(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih=None, b_hh=None, *, w_
     s.keep = keep
 
     bias = total_bias(b_ih, b_hh)
-    data(bias, "bias", num, (W,))
+    optional(bias, "bias", num, (W,))
     data(w_ih, "w_ih", num, (W, w_ih.shape[1]))
     kept = {}
     a = input_product(x, w_ih, bias if norm is None else None)  # F1
@@ -246,15 +248,15 @@ def lstm_forward(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih=None, b_hh=None, *, w_
     hm = h if h_mask is None else np.empty((B, P), w_hh.dtype)
     s.hm = data(hm, "hm", num, (B, P))
     s.c = data(c, "c", num, (B, H))
-    s.h_prev = data(scratch("h_prev", N, P, keep), "h_prev", num, (N, P))
-    s.c_prev = data(scratch("c_prev", N, H, keep), "c_prev", num, (N, H))
-    s.tanh_c = data(scratch("tanh_c", R, H, keep or norm is not None), "tanh_c", num, (R, H))
-    s.m = data(scratch("m", R, H, w_hr is not None), "m", num, (R, H))
-    s.c_t = data(scratch("c", N, H, keep and (peephole is not None or clip > 0)), "c", num, (N, H))
-    s.hhat = data(scratch("hhat", R, W, norm is not None), "hhat", num, (R, W))
-    s.h_rstd = data(scratch("h_rstd", R, 1, norm is not None), "h_rstd", num, (R, 1))
-    s.chat = data(scratch("chat", R, H, norm is not None), "chat", num, (R, H))
-    s.c_rstd = data(scratch("c_rstd", R, 1, norm is not None), "c_rstd", num, (R, 1))
+    s.h_prev = optional(scratch("h_prev", N, P, keep), "h_prev", num, (N, P))
+    s.c_prev = optional(scratch("c_prev", N, H, keep), "c_prev", num, (N, H))
+    s.tanh_c = optional(scratch("tanh_c", R, H, keep or norm is not None), "tanh_c", num, (R, H))
+    s.m = optional(scratch("m", R, H, w_hr is not None), "m", num, (R, H))
+    s.c_t = optional(scratch("c", N, H, keep and (peephole is not None or clip > 0)), "c", num, (N, H))
+    s.hhat = optional(scratch("hhat", R, W, norm is not None), "hhat", num, (R, W))
+    s.h_rstd = optional(scratch("h_rstd", R, 1, norm is not None), "h_rstd", num, (R, 1))
+    s.chat = optional(scratch("chat", R, H, norm is not None), "chat", num, (R, H))
+    s.c_rstd = optional(scratch("c_rstd", R, 1, norm is not None), "c_rstd", num, (R, 1))
     ah, cn = np.empty((B, W), w_hh.dtype), np.empty((B, H), w_hh.dtype)
     s.ah = data(ah, "ah", num, (B, W))
     s.cn = data(cn, "cn", num, (B, H))
@@ -295,23 +297,26 @@ def lstm_backward(tape, dy, dh_n, dc_n, grads, need_dx=True):
     cn = None if norm is None else np.empty((B, H), dtype)
     dp = None if w_hr is None else np.empty((N, P), dtype)
     dm = None if w_hr is None else np.empty((B, H), dtype)
-    s.dy = data(dy, "dy", num, (N, P))
+    s.dy = optional(dy, "dy", num, (N, P))
     s.h = data(dh, "dh", num, (B, P))
     s.c = data(dc, "dc", num, (B, H))
     s.a = data(tape["gates"], "gates", num, (N, W))
     s.c_prev = data(tape["c_prev"], "c_prev", num, (N, H))
     s.tanh_c = data(tape["tanh_c"], "tanh_c", num, (N, H))
-    s.c_t = data(tape.get("c"), "c", num, (N, H))
     s.da = data(da, "da", num, (N, W))
     s.dah = data(dah, "dah", num, (N, W))
-    s.dcn = data(dcn, "dcn", num, (N, H))
-    s.cn = data(cn, "cn", num, (B, H))
-    s.dp = data(dp, "dp", num, (N, P))
-    s.dm = data(dm, "dm", num, (B, H))
-    s.hhat = data(tape.get("hhat"), "hhat", num, (N, W))
-    s.h_rstd = data(tape.get("h_rstd"), "h_rstd", num, (N, 1))
-    s.chat = data(tape.get("chat"), "chat", num, (N, H))
-    s.c_rstd = data(tape.get("c_rstd"), "c_rstd", num, (N, 1))
+    s.dcn = optional(dcn, "dcn", num, (N, H))
+    s.cn = optional(cn, "cn", num, (B, H))
+    s.dp = optional(dp, "dp", num, (N, P))
+    s.dm = optional(dm, "dm", num, (B, H))
+    s.c_t = NULL
+    if peephole is not None or tape["clip"] > 0:
+        s.c_t = data(tape["c"], "c", num, (N, H))
+    if norm is not None:
+        s.hhat = data(tape["hhat"], "hhat", num, (N, W))
+        s.h_rstd = data(tape["h_rstd"], "h_rstd", num, (N, 1))
+        s.chat = data(tape["chat"], "chat", num, (N, H))
+        s.c_rstd = data(tape["c_rstd"], "c_rstd", num, (N, 1))
     cdef K.rf_fpmode mode
     with nogil:
         mode = K.enter()

@@ -6,7 +6,7 @@ cimport numpy as cnp
 
 from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
-from rnnfast._seq cimport data
+from rnnfast._seq cimport data, optional
 from rnnfast._types cimport real_t
 
 cnp.import_array()
@@ -17,8 +17,8 @@ def sgd_step(g, p, buf, double lr, double momentum, double keep, double decay, b
     cdef int num = _seq.typenum(p)
     cdef Py_ssize_t n = p.size
     cdef void *pg = data(g, "g", num, p.shape)
-    cdef void *pp = data(p, "p", num, p.shape)
-    cdef void *pb = data(buf, "buf", num, p.shape)
+    cdef void *pp = data(p, "p", num, p.shape, True)
+    cdef void *pb = optional(buf, "buf", num, p.shape, True)
     cdef K.rf_fpmode mode
     with nogil:
         mode = K.enter()
@@ -37,10 +37,10 @@ def adam_step(g, p, m, v, vmax, double step, double beta1, double beta2, double 
     cdef int num = _seq.typenum(p)
     cdef Py_ssize_t n = p.size
     cdef void *pg = data(g, "g", num, p.shape)
-    cdef void *pp = data(p, "p", num, p.shape)
-    cdef void *pm = data(m, "m", num, p.shape)
-    cdef void *pv = data(v, "v", num, p.shape)
-    cdef void *px = data(vmax, "vmax", num, p.shape)
+    cdef void *pp = data(p, "p", num, p.shape, True)
+    cdef void *pm = data(m, "m", num, p.shape, True)
+    cdef void *pv = data(v, "v", num, p.shape, True)
+    cdef void *px = optional(vmax, "vmax", num, p.shape, True)
     cdef K.rf_fpmode mode
     with nogil:
         mode = K.enter()
@@ -60,9 +60,9 @@ def rmsprop_step(g, p, v, buf, double lr, double alpha, double eps, double decay
     cdef int num = _seq.typenum(p)
     cdef Py_ssize_t n = p.size
     cdef void *pg = data(g, "g", num, p.shape)
-    cdef void *pp = data(p, "p", num, p.shape)
-    cdef void *pv = data(v, "v", num, p.shape)
-    cdef void *pb = data(buf, "buf", num, p.shape)
+    cdef void *pp = data(p, "p", num, p.shape, True)
+    cdef void *pv = data(v, "v", num, p.shape, True)
+    cdef void *pb = optional(buf, "buf", num, p.shape, True)
     cdef K.rf_fpmode mode
     with nogil:
         mode = K.enter()
@@ -80,8 +80,8 @@ def adagrad_step(g, p, v, double lr, double eps, double decay):
     cdef int num = _seq.typenum(p)
     cdef Py_ssize_t n = p.size
     cdef void *pg = data(g, "g", num, p.shape)
-    cdef void *pp = data(p, "p", num, p.shape)
-    cdef void *pv = data(v, "v", num, p.shape)
+    cdef void *pp = data(p, "p", num, p.shape, True)
+    cdef void *pv = data(v, "v", num, p.shape, True)
     cdef K.rf_fpmode mode
     with nogil:
         mode = K.enter()

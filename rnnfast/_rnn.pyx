@@ -10,7 +10,7 @@ from libc.string cimport memcpy
 from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
 from rnnfast._product cimport gemm, gemm_weights, pack, packed_data
-from rnnfast._seq cimport Packed, data, time_of
+from rnnfast._seq cimport Packed, data, optional, time_of
 from rnnfast._types cimport real_t
 
 from rnnfast._dense import (
@@ -79,14 +79,14 @@ def rnn_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonline
     cdef void *py = _seq.strided(y, "out", num, N, H, &ldy)
     h_prev = np.empty((N, H), w_hh.dtype) if keep else None
     hm = h if h_mask is None else np.empty((B, H), w_hh.dtype)
-    cdef void *pm = data(h_mask, "h_mask", num, (B, H))
+    cdef void *pm = optional(h_mask, "h_mask", num, (B, H))
     cdef void *phm = data(hm, "hm", num, (B, H))
     a = input_product(x, w_ih, total_bias(b_ih, b_hh))  # F1
     packed = pack(w_hh)
     cdef void *pp = packed_data(packed)
     cdef void *pa = data(a, "a", num, (N, H))
     cdef void *ph = data(h, "h", num, (B, H))
-    cdef void *php = data(h_prev, "h_prev", num, (N, H))
+    cdef void *php = optional(h_prev, "h_prev", num, (N, H))
     cdef K.rf_fpmode mode
     with nogil:
         mode = K.enter()
@@ -116,8 +116,8 @@ def rnn_backward(tape, dy, dh_n, grads, need_dx=True):
     _seq.pack(&q, tape["batch_sizes"], offsets, tape["resets"], B, N, tape["reverse"])
     cdef void *w = data(w_hh, "w_hh", num, (H, H))
     cdef void *ph = data(tape["h"], "h", num, (N, H))
-    cdef void *pdy = data(dy, "dy", num, (N, H))
-    cdef void *pm = data(tape["h_mask"], "h_mask", num, (B, H))
+    cdef void *pdy = optional(dy, "dy", num, (N, H))
+    cdef void *pm = optional(tape["h_mask"], "h_mask", num, (B, H))
     data(dh_n, "dh_n", num, (B, H))
     dh = dh_n.copy()
     da = np.empty((N, H), w_hh.dtype)

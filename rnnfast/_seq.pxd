@@ -19,7 +19,8 @@ cdef inline Py_ssize_t time_of(const Packed *q, Py_ssize_t s) noexcept nogil:
     return q.T - 1 - s if q.reverse else s
 
 cdef int typenum(object x) except -1
-cdef void *data(object a, str name, int num, tuple shape) except? NULL
+cdef void *data(object a, str name, int num, tuple shape, bint write=*) except? NULL
+cdef void *optional(object a, str name, int num, tuple shape, bint write=*) except? NULL
 cdef object offsets_of(object batch_sizes, Py_ssize_t B, Py_ssize_t N)
 cdef void pack(Packed *q, object batch_sizes, object offsets, object resets, Py_ssize_t B,
                Py_ssize_t N, bint reverse) except *

@@ -21,10 +21,9 @@ cdef int typenum(object x) except -1:
     return num
 
 
-cdef void *data(object a, str name, int num, tuple shape) except? NULL:
-    """The memory of a C-contiguous array of just this dtype and shape; None gives NULL."""
-    if a is None:
-        return NULL
+cdef void *data(object a, str name, int num, tuple shape, bint write=False) except? NULL:
+    """The memory of a C-contiguous array of just this dtype and shape, which must be writable if
+    `write`."""
     if not isinstance(a, np.ndarray):
         raise TypeError(f"{name}: expected an ndarray, got {type(a).__name__}")
     cdef cnp.ndarray arr = <cnp.ndarray>a
@@ -35,7 +34,14 @@ cdef void *data(object a, str name, int num, tuple shape) except? NULL:
         raise ValueError(f"{name}: expected shape {shape}, got {(<object>arr).shape}")
     if not cnp.PyArray_IS_C_CONTIGUOUS(arr):
         raise ValueError(f"{name}: expected a C-contiguous array")
+    if write and not cnp.PyArray_ISWRITEABLE(arr):
+        raise ValueError(f"{name}: expected a writable array")
     return cnp.PyArray_DATA(arr)
+
+
+cdef void *optional(object a, str name, int num, tuple shape, bint write=False) except? NULL:
+    """`data`, or NULL for None."""
+    return NULL if a is None else data(a, name, num, shape, write)
 
 
 cdef object offsets_of(object batch_sizes, Py_ssize_t B, Py_ssize_t N):
@@ -65,7 +71,7 @@ cdef void pack(Packed *q, object batch_sizes, object offsets, object resets, Py_
     q.T, q.B, q.N, q.reverse = len(batch_sizes), B, N, reverse
     q.sizes = <const int64_t *>data(batch_sizes, "batch_sizes", cnp.NPY_INT64, (q.T,))
     q.offsets = <const int64_t *>data(offsets, "offsets", cnp.NPY_INT64, (q.T,))
-    q.resets = <const uint8_t *>data(resets, "resets", cnp.NPY_UINT8, (N,))
+    q.resets = <const uint8_t *>optional(resets, "resets", cnp.NPY_UINT8, (N,))
 
 
 cdef void zero_reset_rows(const Packed *q, Py_ssize_t t, Py_ssize_t n, real_t *state) noexcept nogil:
@@ -121,7 +127,7 @@ def gather(ids, table, out):
     cdef int num = typenum(table)
     cdef const int64_t *i = <const int64_t *>checked_ids(ids, N, table.shape[0])
     cdef void *t = data(table, "table", num, (table.shape[0], n))
-    cdef void *o = data(out, "out", num, (N, n))
+    cdef void *o = data(out, "out", num, (N, n), True)
     with nogil:
         if num == cnp.NPY_FLOAT:
             gather_rows[float](N, n, i, <float *>t, <float *>o)
@@ -134,7 +140,7 @@ def scatter_add(ids, rows, table):
     cdef Py_ssize_t N = rows.shape[0], n = rows.shape[1]
     cdef int num = typenum(table)
     cdef const int64_t *i = <const int64_t *>checked_ids(ids, N, table.shape[0])
-    cdef void *t = data(table, "table", num, (table.shape[0], n))
+    cdef void *t = data(table, "table", num, (table.shape[0], n), True)
     cdef void *r = data(rows, "rows", num, (N, n))
     cdef K.rf_fpmode mode
     with nogil:
