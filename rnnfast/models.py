@@ -155,16 +155,16 @@ class FeedForward(Model):
         for layer in self.parts.values():
             z, kept = layer.forward(x)
             x = None if layer is last else f.activation_forward(self.hidden, z)
-            tape.append((layer, kept, x))
+            tape.append((kept, x))
         return z, tape
 
     def backward(self, tape, dz, *, need_dx=True):
         """dE/dx from dE/dz; adds into `grads`."""
-        f = _engine.functions()
-        for k, (layer, kept, h) in reversed(list(enumerate(tape))):
+        f, layers = _engine.functions(), list(self.parts.values())
+        for k, (kept, h) in reversed(list(enumerate(tape))):
             if h is not None:
                 dz = f.activation_backward(self.hidden, h, dz)  # delta_h
-            dz = layer.backward(kept, dz, need_dx=k > 0 or need_dx)
+            dz = layers[k].backward(kept, dz, need_dx=k > 0 or need_dx)
         return dz
 
     def loss_and_grads(self, x, target):
@@ -356,10 +356,9 @@ class StepRNN(SequenceTagger):
     def step(self, x):
         """y, (O,) for x (I,) or (B, O) for (B, I); integers, () or (B,), stand for one-hot x."""
         x = np.asarray(x)
-        x = x[None, None] if x.ndim == (0 if x.dtype.kind in "iu" else 1) else x[None]
+        single = x.ndim == (0 if x.dtype.kind in "iu" else 1)
         h = None if self.state is None else np.atleast_2d(self.state)[None]
-        single = x.shape[:2] == (1, 1) and (self.state is None or np.ndim(self.state) == 1)
-        y, h = self(x, h)
+        y, h = self(x[None, None] if single else x[None], h)
         self.state = h[0, 0] if single else h[0]
         return y[0, 0] if single else y[0]
 
