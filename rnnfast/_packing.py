@@ -23,7 +23,7 @@ class Packing:
             self.batch_sizes = np.full(T, B, np.int64)
             return
         lengths = np.asarray(lengths)
-        if lengths.dtype.kind not in "iu":
+        if lengths.dtype.kind not in "iu" and lengths.size:  # NumPy takes [] for float64
             raise TypeError(f"{owner}: lengths must be integers, got {lengths.dtype}")
         if lengths.shape != (B,):
             raise ValueError(f"{owner}: lengths must have shape {(B,)}, got {lengths.shape}")

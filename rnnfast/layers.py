@@ -41,7 +41,14 @@ def real_array(owner, name, x, dtype):
     x = np.asarray(x)
     if x.dtype.kind != "f" or x.dtype.newbyteorder("=") not in (dtype, np.dtype(np.float16)):
         raise TypeError(f"{owner}: {name} must be {dtype}, got {x.dtype}")
-    return np.ascontiguousarray(x, dtype)
+    return np.require(x, dtype, ["C", "ALIGNED"])
+
+
+def gradient(owner, name, dy, shape, dtype):
+    """dE/d(output) as `real_array` gives it, of just this shape."""
+    if np.shape(dy) != shape:
+        raise ValueError(f"{owner}: {name} must have shape {shape}, got {np.shape(dy)}")
+    return real_array(owner, name, dy, dtype)
 
 
 @dataclass
@@ -259,7 +266,6 @@ class Recurrent(Module):
                 raise ValueError(f"{self._me}: x has {x.shape[-1]} features, "
                                  f"weight_ih_l0 expects {self.input_size}")  # fmt: skip
         unbatched = ndim == 2
-        batch_axis = 0 if self.batch_first else 1
         if unbatched:
             x = x[:, None]
         elif self.batch_first:
@@ -278,13 +284,10 @@ class Recurrent(Module):
             resets = np.asarray(resets)
             if resets.dtype.kind not in "b" and not np.isin(resets, (0, 1)).all():
                 raise ValueError(f"{self._me}: resets must be True or False")
-            if unbatched:
-                resets = resets[:, None] if resets.ndim == 1 else resets
-            elif self.batch_first and resets.ndim == 2:
-                resets = resets.swapaxes(0, 1)
-            if resets.shape != (T, B):
-                want = (B, T) if batch_axis == 0 and not unbatched else (T, B)
+            want = (T,) if unbatched else (B, T) if self.batch_first else (T, B)
+            if resets.shape not in (want, (T, B) if unbatched else want):
                 raise ValueError(f"{self._me}: resets must have shape {want}, got {resets.shape}")
+            resets = resets.T if self.batch_first and not unbatched else resets.reshape(T, B)
             resets = packing.pack(resets.astype(np.uint8))
         return rows, self._states(state, B, packing, unbatched), packing, resets, unbatched
 
@@ -299,7 +302,7 @@ class Recurrent(Module):
             raise ValueError(f"{self._me}: sequences must agree in all but their first axis, "
                              f"got {[a.shape for a in x]}")  # fmt: skip
         lengths = np.array([len(a) for a in x])
-        dense = np.zeros((max(1, lengths.max()), len(x), *x[0].shape[1:]), x[0].dtype)
+        dense = np.zeros((max(1, lengths.max()), len(x), *x[0].shape[1:]), np.result_type(*x))
         for b, a in enumerate(x):
             dense[: len(a), b] = a
         return (dense.swapaxes(0, 1) if self.batch_first else dense), lengths
@@ -338,7 +341,7 @@ class Recurrent(Module):
         states = [a.copy() for a in states]
         shape = self._output_shape(packing, unbatched, sequences)
         self._check_out(out, shape)
-        output = self._output_rows(out, packing, unbatched) if sequences else None
+        output = self._output_rows(out, rows, packing, unbatched) if sequences else None
         tape = Tape(packing, unbatched=unbatched, pad_output=pad_output) if keep else None
         drops = self.dropout or self.input_dropout or self.recurrent_dropout
         seed = int(self.training_rng.integers(2**63)) if keep and drops else None
@@ -381,17 +384,18 @@ class Recurrent(Module):
         if out.dtype != self.dtype:
             raise TypeError(f"{self._me}: out must be {self.dtype}, got {out.dtype}")
 
-    def _output_rows(self, out, packing, unbatched):
-        """Where packed output rows go: the caller's array itself where it has their layout."""
+    def _output_rows(self, out, x, packing, unbatched):
+        """Where packed output rows go: the caller's array itself where it has their layout and
+        is not the input at the same time."""
         in_order = packing.index is None and (unbatched or not self.batch_first)
-        if out is not None and in_order and out.flags.c_contiguous:
+        if out is not None and in_order and out.flags.carray and not np.may_share_memory(out, x):
             return out.reshape(packing.rows, self.output_size)
         return np.empty((packing.rows, self.output_size), self.dtype)
 
     def _final_output(self, h):
         """The last layer's final h, both directions merged."""
         if not self.bidirectional:
-            return h[-1]
+            return h[-1].copy()
         if self.merge == "concat":
             return np.concatenate([h[-2], h[-1]], axis=-1)
         y = np.empty_like(h[-1])
@@ -531,12 +535,9 @@ class Recurrent(Module):
         if doutput is None:
             dy = np.zeros((N, self.output_size), self.dtype)
         else:
-            dy = real_array(self._me, "doutput", doutput, self.dtype)
+            want = self._output_shape(packing, unbatched, True)
+            dy = gradient(self._me, "doutput", doutput, want, self.dtype)
             dy = dy[:, None] if unbatched else dy.swapaxes(0, 1) if self.batch_first else dy
-            want = (packing.T, packing.B, self.output_size)
-            if dy.shape != want:
-                raise ValueError(f"{self._me}: doutput must have shape {want} up to batch_first, "
-                                 f"got {np.shape(doutput)}")  # fmt: skip
             dy = packing.pack_gradient(dy, tape.pad_output)
         states = [a.copy() for a in self._states(dstate, packing.B, packing, unbatched)]
         dx = None
@@ -1015,7 +1016,8 @@ class Linear(Module):
     def backward(self, tape, dy, *, need_dx=True):
         """dE/dx; adds into `grads`."""
         rows, shape = tape
-        dy = real_array("Linear", "dy", dy, self.dtype).reshape(len(rows), self.out_features)
+        want = (*shape[:-1], self.out_features)
+        dy = gradient("Linear", "dy", dy, want, self.dtype).reshape(len(rows), self.out_features)
         dx = _engine.functions().linear_backward(rows, self.params["weight"], dy, self.grads,
                                                  need_dx)  # fmt: skip
         return None if dx is None else dx.reshape(shape)
@@ -1067,14 +1069,15 @@ class Embedding(Module):
         flat = np.ascontiguousarray(ids.ravel(), np.int64)
         out = np.empty((flat.size, self.embedding_dim), self.dtype)
         _seq.gather(flat, self.params["weight"], out)
-        return out.reshape(*ids.shape, self.embedding_dim), flat
+        return out.reshape(*ids.shape, self.embedding_dim), (flat, ids.shape)
 
     def backward(self, tape, dy):
         """Add dE/dweight; rows that were looked up several times add up."""
         from rnnfast import _seq
 
-        dy = real_array("Embedding", "dy", dy, self.dtype).reshape(len(tape), self.embedding_dim)
-        _seq.scatter_add(tape, dy, self.grads["weight"])
+        flat, shape = tape
+        dy = gradient("Embedding", "dy", dy, (*shape, self.embedding_dim), self.dtype)
+        _seq.scatter_add(flat, dy.reshape(flat.size, self.embedding_dim), self.grads["weight"])
 
 
 # ---- helpers -------------------------------------------------------------------------------------
@@ -1135,7 +1138,7 @@ def last_output(y, lengths=None, axis=0):
     """
     y = np.asarray(y)
     if y.ndim == 2:
-        return y[-1] if lengths is None else y[int(np.ravel(lengths)[0]) - 1]
+        return last_output(y[:, None], None if lengths is None else np.ravel(lengths))[0]
     if axis == 1:
         y = y.swapaxes(0, 1)
     if lengths is None:

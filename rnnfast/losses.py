@@ -55,7 +55,8 @@ def softmax_cross_entropy(logits, targets, *, ignore_index=-100, reduction="mean
     weight : (...) array, optional
         A weight for each row, at least 0.
     inplace : bool
-        Write the gradient over the logits: no copy of them is made.
+        Write the gradient over the logits, which must be C-contiguous and writable: no copy of
+        them is made.
 
     Returns
     -------
@@ -79,6 +80,8 @@ def softmax_cross_entropy(logits, targets, *, ignore_index=-100, reduction="mean
     name = "softmax_cross_entropy"
     _check(name, reduction)
     z = _floats(name, logits)
+    if inplace and not (np.may_share_memory(z, logits) and z.flags.writeable):
+        raise ValueError(f"{name}: inplace needs a C-contiguous, writable array of logits")
     targets = np.asarray(targets)
     if targets.dtype.kind not in "iu":
         raise TypeError(f"{name}: targets must be integers, got {targets.dtype}")
@@ -93,7 +96,7 @@ def softmax_cross_entropy(logits, targets, *, ignore_index=-100, reduction="mean
         raise ValueError(f"{name}: targets must lie in [0, {z.shape[-1]}), got {y[bad][0]}")
     y[~used] = -1
     w = np.ones(len(y)) if weight is None else np.array(weight, np.float64)
-    if w.size != y.size:
+    if weight is not None and w.shape != targets.shape:
         raise ValueError(f"{name}: weight must have shape {targets.shape}, got {w.shape}")
     w = np.where(used, w.reshape(-1), 0.0)
     count = float(w.sum())
