@@ -105,7 +105,10 @@ def load_model(path):
     tensors, values = _read(path, MODEL)
     if "config" not in values:
         raise InputError(f"{path}: the metadata has no configuration")
-    return _build(path, values["config"], tensors), values.get("training", {})
+    training = values.get("training", {})
+    if not isinstance(training, dict):
+        raise InputError(f"{path}: metadata 'training' is not what it should be")
+    return _build(path, values["config"], tensors), training
 
 
 def save_checkpoint(path, model, optimizer, state, run):
