@@ -5,23 +5,29 @@
 #define RF_SOFT_FMA_H
 #include "../fn.h"
 
-/* The float32 product is exact in float64. Its sum with c is rounded to odd (Boldo & Melquiond
- * 2008): to the neighbour whose last bit is 1 when inexact, so that the final rounding to float32
- * still sees on which side of a tie the exact value lies. No float64 denormal occurs on the way,
- * hence the conversions at both ends apply DAZ and FTZ as the instruction would. Branch-free, so
- * that compilers can vectorise it. */
-RF_INLINE float rf_soft_fma_f32(float a, float b, float c) {
-    const double p = (double)a * (double)b, z = (double)c;
-    double s = p + z;
+/* s = p + z as rounded, adjusted to "rounded to odd" (Boldo & Melquiond 2008): to the neighbour
+ * whose last bit is 1 when inexact. A later rounding to fewer bits then still sees on which side of
+ * a tie the exact sum lies. */
+static __attribute__((noinline, unused)) double rf_to_odd(double p, double z, double s) {
     const double zz = s - p;
     const double err = (p - (s - zz)) + (z - zz); /* exact (Knuth); NaN when s is not finite */
     uint64_t u;
     memcpy(&u, &s, sizeof u);
-    const uint64_t above = (uint64_t)(err > 0.0), below = (uint64_t)(err < 0.0);
-    const uint64_t step = (above | below) & ~u & 1u;     /* inexact, and s is the even neighbour */
-    const uint64_t shrink = below ^ (u >> 63);           /* the odd one is nearer to zero */
-    u += step * (1u - 2u * shrink);
+    if ((err > 0.0 || err < 0.0) && !(u & 1u)) u += (err < 0.0) == (u >> 63) ? 1u : ~(uint64_t)0;
     memcpy(&s, &u, sizeof s);
+    return s;
+}
+
+/* The float32 product is exact in float64, and only where the rounded sum is a tie of the final
+ * rounding (all of its low bits zero; one bit more than float32 keeps) does its own error matter.
+ * No float64 denormal occurs on the way, hence the conversions at both ends apply DAZ and FTZ as
+ * the instruction would. */
+RF_INLINE float rf_soft_fma_f32(float a, float b, float c) {
+    const double p = (double)a * (double)b, z = (double)c;
+    double s = p + z;
+    uint64_t u;
+    memcpy(&u, &s, sizeof u);
+    if (__builtin_expect((u & 0xfffffffu) == 0, 0)) s = rf_to_odd(p, z, s);
     return (float)s;
 }
 
