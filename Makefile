@@ -39,7 +39,7 @@ asan:  ## the suite under the address and undefined-behaviour sanitizers, with b
 	$(call copy,build/asan)
 	cd build/asan && RNNFAST_DEBUG=1 RNNFAST_CFLAGS="$(SANITIZE)" RNNFAST_LDFLAGS="$(SANITIZE)" \
 		$(python) setup.py -q build_ext --inplace
-	cd build/asan && PYTHONPATH=. PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 \
+	cd build/asan && PYTHONPATH=$(CURDIR)/build/asan PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 \
 		UBSAN_OPTIONS=print_stacktrace=1 \
 		LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so)" \
 		$(python) -m pytest -q -p no:cacheprovider $(or $(ASAN_TESTS),$(TESTS))
