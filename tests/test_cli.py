@@ -218,7 +218,7 @@ def test_a_heavy_hand_is_told(tmp_path, text, capsys, monkeypatch):
     assert not os.path.exists(os.path.join(out, "model.safetensors"))
 
 
-# ---- files -----------------------------------------------------------------------------------------
+# ---- files ---------------------------------------------------------------------------------------
 
 
 def test_a_file_is_replaced_only_by_a_complete_one(tmp_path, monkeypatch):
@@ -264,7 +264,7 @@ def test_model_file_is_safetensors_with_its_configuration(trained):
     assert json.loads(metadata["config"])["vocabulary"] == "".join(sorted(set(TEXT)))
 
 
-# ---- sample, eval, info ----------------------------------------------------------------------------
+# ---- sample, eval, info --------------------------------------------------------------------------
 
 
 def test_sample(trained, capsys):
@@ -324,7 +324,7 @@ def test_help_starts_without_the_optional_libraries():
     assert run.stdout.splitlines()[-1] == "0 []", run.stdout + run.stderr
 
 
-# ---- bad input -------------------------------------------------------------------------------------
+# ---- bad input -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("option, value", [
@@ -351,13 +351,13 @@ def test_text_that_cannot_be_read(capsys, tmp_path, text):
     empty, latin, short = tmp_path / "empty", tmp_path / "latin", tmp_path / "short"
     empty.write_bytes(b"")
     latin.write_bytes("caf\xe9".encode("latin-1"))
-    short.write_text("word " * 10)
+    short.write_text("word " * 6)
     train = ["train", "--out", out]
     fails(capsys, [*train, tmp_path / "none"], "none", "No such file")
     fails(capsys, [*train, tmp_path], tmp_path, "directory")
     fails(capsys, [*train, empty], "empty")
     fails(capsys, [*train, latin], "not UTF-8", "0xe9", "offset 3")
-    fails(capsys, [*train, short], "45 characters", "window", "--seq-len 64")
+    fails(capsys, [*train, short], "27 characters", "window", "--seq-len 32")
     fails(capsys, [*train, text, "--out", text], text, "exists")
     assert not out.exists()
 
