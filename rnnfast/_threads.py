@@ -1,7 +1,6 @@
 """How many threads a call may use, and the second thread that runs a reverse direction."""
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 _state = SimpleNamespace(count=None, pool=None)
@@ -49,6 +48,8 @@ def set_num_threads(n):
 def run_pair(run):
     """[run(0), run(1)], the second on another thread."""
     if _state.pool is None:
+        from concurrent.futures import ThreadPoolExecutor  # 5 ms: only where it is used
+
         _state.pool = ThreadPoolExecutor(1, thread_name_prefix="rnnfast")
     second = _state.pool.submit(run, 1)
     try:

@@ -98,6 +98,8 @@ def softmax_cross_entropy(logits, targets, *, ignore_index=-100, reduction="mean
     w = np.ones(len(y)) if weight is None else np.array(weight, np.float64)
     if weight is not None and w.shape != targets.shape:
         raise ValueError(f"{name}: weight must have shape {targets.shape}, got {w.shape}")
+    if not (w >= 0).all():
+        raise ValueError(f"{name}: weights must be at least 0, got {w.min()}")
     w = np.where(used, w.reshape(-1), 0.0)
     count = float(w.sum())
     share = 1 / count if reduction == "mean" and count > 0 else 1.0
