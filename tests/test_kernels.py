@@ -21,8 +21,10 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="guard pages are made
 
 
 def start(*arguments, progress=os.devnull):
-    return subprocess.run([sys.executable, "-m", "tests.kernel_calls", *arguments],
-                          cwd=Path(__file__).parents[1], capture_output=True, text=True,
+    # at the path's end: an installed rnnfast comes before the sources beside tests/
+    code = (f"import runpy, sys; sys.path.append({str(Path(__file__).parents[1])!r}); "
+            "runpy.run_module('tests.kernel_calls', run_name='__main__')")  # fmt: skip
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True,
                           env=os.environ | {"KERNEL_CALLS_PROGRESS": str(progress)})  # fmt: skip
 
 
