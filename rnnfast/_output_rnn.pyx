@@ -1,5 +1,5 @@
 """The recurrence through the output alone over BLAS or our own products. Twins: rnnfast.reference.output_rnn, which
-explains the arguments; equations and labels: docs/models.md."""
+explains the arguments; equations and labels: docs/math.md, section 5."""
 
 import numpy as np
 

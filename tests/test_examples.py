@@ -1,0 +1,87 @@
+"""Every example runs by itself and has learnt what it claims."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+NUMBER = r"([-+\d.e]+|nan|inf)"
+
+# pattern in what is printed, the figure's bounds
+CLAIMS = {
+    "01_feed_forward": [("wrong: (.*) of 16", 0, 0), ("wrong classes: (.*) of 16", 0, 0)],
+    "02_step": [("as it is now': NUMBER", 0.15, 0.3), ("error of the forecast: +NUMBER", 0, 0.08)],
+    "03_elman": [("at a consonant: NUMBER", 1.0, 1.25), ("at a vowel: +NUMBER", 0, 0.05)],
+    "04_output_recurrence": [
+        ("teacher forcing: +NUMBER", 0, 0.08),
+        ("BPTT through o: +NUMBER", 0, 0.06),
+        ("deviation of y: +NUMBER", 0.4, 0.6),
+    ],
+    "05_sequence_to_one": [
+        ("regressor: mean square error NUMBER", 0, 0.02),
+        ("classifier: right for NUMBER %", 97, 100),
+    ],
+    "06_deep_bidirectional": [
+        ("LSTM, forwards only: +right at NUMBER %", 60, 82),
+        ("LSTM, both directions: +right at NUMBER %", 92, 100),
+        ("RNN, both directions, 2 layers: +right at NUMBER %", 92, 100),
+        ("LSTM, both directions, 2 layers: +right at NUMBER %", 92, 100),
+    ],
+    "07_losses": [
+        ("E at z = -1000, computed from z: NUMBER", 1000, 1000),
+        (r"quadratic: largest \|o - d\| after 1000 steps: NUMBER", 0.5, 1),
+        (r"cross_entropy: largest \|o - d\| after 1000 steps: NUMBER", 0, 0.01),
+    ],
+    "08_clipping": [
+        ("answering 0 all the time has loss NUMBER", 0.64, 0.65),
+        ("by nothing:.*norm NUMBER,", 40, float("inf")),
+        ("by value:.*loss NUMBER", 0, 0.4),
+        ("by norm:.*loss NUMBER", 0, 0.4),
+    ],
+    "09_optimisers_and_tbptt": [
+        ("k2 =  5: NUMBER bits", 0.95, 1.1),
+        ("k2 = 15: NUMBER bits", 0, 0.2),
+        ("SGD .*momentum.* NUMBER bits", 0, 0.75),
+        ("Adam .* NUMBER bits", 0, 0.2),
+        ("AdamW .* NUMBER bits", 0, 0.2),
+        ("RMSprop .* NUMBER bits", 0, 0.2),
+        ("Adagrad .* NUMBER bits", 0, 0.2),
+    ],
+    "10_character_model": [
+        ("by frequency: NUMBER bits", 4.4, 4.9),
+        ("the model: NUMBER bits", 2, 3.6),
+    ],
+    "11_variable_lengths": [
+        ("never seen: NUMBER", 0, 8),
+        ("reading each alone: NUMBER", 0, 1e-3),
+        ("steps computed: NUMBER,", 2200, 2200),
+    ],
+}
+
+
+def test_every_example_has_its_claim():
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(CLAIMS)
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_example(name, tmp_path):
+    # one thread: products this small gain nothing by two, and tests share the machine
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+    run = subprocess.run([sys.executable, "-W", "error", str(EXAMPLES / f"{name}.py")], cwd=tmp_path,
+                         env=environment, capture_output=True, encoding="utf-8", timeout=300)  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert not run.stderr
+    assert not list(tmp_path.iterdir()), "an example leaves no files behind"
+    for pattern, low, high in CLAIMS[name]:
+        found = re.search(pattern.replace("NUMBER", NUMBER), run.stdout)
+        assert found, f"{pattern!r} is not in\n{run.stdout}"
+        assert low <= float(found[1]) <= high, f"{pattern!r}: {found[0]}"
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_short_enough_to_read(name):
+    assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) <= 60
