@@ -1,0 +1,9 @@
+from typing import Any
+
+FUNCTIONS: dict[str, tuple[str, ...]]
+COMPILED: dict[str, str]
+ENGINES: tuple[str, ...]
+
+def get_engine() -> str: ...
+def set_engine(name: str) -> None: ...
+def functions() -> Any: ...
