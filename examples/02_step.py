@@ -2,6 +2,8 @@
 h = tanh(W_hh h + W_xh x + b), y = W_hy h + c.
 Data (synthetic): a noisy sum of two waves; the network forecasts the next value."""
 
+from itertools import pairwise
+
 import numpy as np
 
 import rnnfast
@@ -30,7 +32,7 @@ for step in range(301):
 # In use: values arrive one by one.
 signal, errors = waves(300, 1)[:, 0], []
 net.reset()
-for now, following in zip(signal, signal[1:], strict=False):
+for now, following in pairwise(signal):
     forecast = net.step(now)
     errors.append(float(forecast[0] - following[0]))
 settled = np.array(errors[50:])

@@ -36,10 +36,10 @@ print(f"regressor: mean square error {((model(x) - target) ** 2).mean():.4f}")
 model = rnnfast.models.SequenceToOne(rnnfast.LSTM(4, 24, forget_bias=2.0, seed=0), 4, seed=0)
 adam = rnnfast.optim.Adam(model, lr=0.01)
 for _ in range(200):
-    symbols = rng.integers(0, 4, (15, 48))  # integers stand for one-hot vectors
+    symbols = rng.integers(0, 4, (10, 48))  # integers stand for one-hot vectors
     adam.zero_grad()
     model.loss_and_grads(symbols, symbols[0])
     adam.step()
-symbols = rng.integers(0, 4, (15, 1000))
+symbols = rng.integers(0, 4, (10, 1000))
 right = (model(symbols).argmax(axis=1) == symbols[0]).mean()
 print(f"classifier: right for {100 * right:.1f} % of sequences")

@@ -42,7 +42,6 @@ for b, g in list(zip(unseen, guess, strict=True))[:5]:
     print(f"{numerals[b]:>12} = {b + 1:3}, read as {g:6.1f}")
 print(f"mean error on {len(unseen)} numerals never seen: {abs(guess - unseen - 1).mean():.2f}")
 
-one_by_one = np.concatenate([model(x[:n, b : b + 1]) for b, n in zip(unseen, lengths[unseen],
-                                                                     strict=True)])  # fmt: skip
-print(f"largest difference from reading each alone: {abs(100 * one_by_one[:, 0] - guess).max():.1e}")
+alone = np.concatenate([100 * model(x[: lengths[b], b : b + 1])[:, 0] for b in unseen])
+print(f"largest difference from reading each alone: {abs(alone - guess).max():.1e}")
 print(f"steps computed: {lengths.sum()}, with padding they would be {x.size}")
