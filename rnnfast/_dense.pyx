@@ -38,6 +38,7 @@ cdef object plus(object x, object y):
     """x + y as a new array."""
     cdef int num = _seq.typenum(x)
     cdef tuple shape = x.shape
+    data(y, "y", num, shape)
     out = y.copy()
     cdef void *px = data(x, "x", num, shape)
     cdef void *po = data(out, "y", num, shape)
@@ -108,8 +109,8 @@ def input_product_backward(x, w, da, dw, need_dx):
     cdef void *pw = data(w, "w_ih", num, (G, I))
     cdef void *pda = data(da, "da", num, (N, G))
     cdef void *pdx
+    data(dw, "dw", num, (G, I), True)
     if x.ndim == 1:
-        data(dw, "dw_ih", num, (G, I), True)
         columns = np.ascontiguousarray(dw.T)
         scatter_add(x, da, columns)
         dw[...] = columns.T

@@ -303,6 +303,7 @@ def gru_backward(tape, dy, dh_n, grads, need_dx=True):
     setup(&s, tape["batch_sizes"], offsets, tape["resets"], w_hh, norm, tape["h_mask"], tape["gate"],
           after, tape["reverse"], N, B)
     data(dh_n, "dh_n", num, (B, H))
+    data(grads["w_hh"], "dw_hh", num, (3 * H, H), True)
     dh = dh_n.copy()
     dax = np.empty((N, 3 * H), dtype)
     dah = np.empty((N, 3 * H), dtype) if after else dax
@@ -313,7 +314,8 @@ def gru_backward(tape, dy, dh_n, grads, need_dx=True):
     s.h = data(dh, "dh", num, (B, H))
     s.gates = data(tape["gates"], "gates", num, (N, 3 * H))
     s.h_prev = data(tape["h_prev"], "h_prev", num, (N, H))
-    s.u = optional(tape["u"] if after else None, "u", num, (N, H))
+    if after:
+        s.u = data(tape["u"], "u", num, (N, H))
     s.dax = data(dax, "dax", num, (N, 3 * H))
     s.dah = data(dah, "dah", num, (N, 3 * H))
     s.dm = data(dm, "dm", num, (N, 3 * H))

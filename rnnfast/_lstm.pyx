@@ -290,6 +290,11 @@ def lstm_backward(tape, dy, dh_n, dc_n, grads, need_dx=True):
           tape["h_mask"], tape["gate"], coupled, tape["clip"], tape["reverse"], N, B, H)
     data(dh_n, "dh_n", num, (B, P))
     data(dc_n, "dc_n", num, (B, H))
+    data(grads["w_hh"], "dw_hh", num, (W, P), True)
+    if w_hr is not None:
+        data(grads["w_hr"], "dw_hr", num, (P, H), True)
+    if peephole is not None:
+        data(grads["peephole"], "dpeephole", num, (3, H), True)
     dh, dc = dh_n.copy(), dc_n.copy()
     da = np.empty((N, W), dtype)
     dah = da if norm is None else np.empty((N, W), dtype)

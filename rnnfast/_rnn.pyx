@@ -119,6 +119,7 @@ def rnn_backward(tape, dy, dh_n, grads, need_dx=True):
     cdef void *pdy = optional(dy, "dy", num, (N, H))
     cdef void *pm = optional(tape["h_mask"], "h_mask", num, (B, H))
     data(dh_n, "dh_n", num, (B, H))
+    data(grads["w_hh"], "dw_hh", num, (H, H), True)
     dh = dh_n.copy()
     da = np.empty((N, H), w_hh.dtype)
     cdef void *pdh = data(dh, "dh", num, (B, H))
