@@ -478,7 +478,8 @@ EVERY = {
     "Elman": lambda d: models.Elman(I, H, O, dtype=d, seed=0),
     "OutputRecurrent": lambda d: models.OutputRecurrent(I, H, O, "softmax", dtype=d, seed=0),
     "SequenceToOne": lambda d: models.SequenceToOne(rnnfast.GRU(I, H, dtype=d, seed=0), O, seed=0),
-    "SequenceTagger": lambda d: models.SequenceTagger(rnnfast.LSTM(I, H, dtype=d, seed=0), O),
+    "SequenceTagger": lambda d: models.SequenceTagger(rnnfast.LSTM(I, H, dtype=d, seed=0), O,
+                                                    seed=0),
 }
 
 
