@@ -155,7 +155,7 @@ class Alias:
 
 @dataclass
 class Source:
-    """Random arrays of one dtype; `special` mixes in infinities, NaN, zeros, huge and tiny values."""
+    """Random arrays of one dtype; `special` mixes in infinities, NaN, zeros, huge and tiny."""
 
     rng: np.random.Generator
     dtype: type
@@ -166,8 +166,8 @@ class Source:
         if not self.special:
             return x
         info = np.finfo(self.dtype)
-        odd = [0, np.inf, np.nan, info.max, info.max / 4, 90, 800, info.tiny, info.tiny * 1.5,
-               info.tiny * 3, info.smallest_subnormal, info.tiny / 3, info.eps, 1, 0.55, 20]  # fmt: skip
+        odd = [0, np.inf, np.nan, info.max, info.max / 4, 90, 800, info.eps, 1, 0.55, 20,
+               info.tiny, info.tiny * 1.5, info.tiny * 3, info.tiny / 3, info.smallest_subnormal]
         odd = np.array(odd, self.dtype)
         chosen = self.rng.choice(np.concatenate([odd, -odd]), shape)
         return np.where(self.rng.random(shape) < 0.4, chosen, x).astype(self.dtype)
@@ -239,10 +239,8 @@ def unary(source, name):
             if name == "log1p":
                 x = np.minimum(abs(x), source.dtype(1))
             y = Alias("x") if in_place else source.blank(n)
-            function = "activation" if name == "relu" else name
-            first = ("relu",) if name == "relu" else ()
             yield ({"n": n, "x": x, "y": y},
-                   lambda ar, x=x, f=function, a=first: {"y": getattr(ar, f)(*a, ar.array(x))})  # fmt: skip
+                   lambda ar, x=x: {"y": getattr(ar, name)(ar.array(x))})  # fmt: skip
 
 
 for _name in ("exp", "tanh", "sigmoid", "relu", "log1p"):
@@ -431,8 +429,9 @@ def lstm_options(opt):
 @case("lstm_forward")
 def lstm_forward(source):
     # keep: a tape is wanted; infer: neither gates nor tanh_c; deferred: F5 is left to lstm_output
+    modes = ("keep", "infer", "deferred")
     for (B, H), opt in variants(source, batches(), 3, gate=GATES, coupled=BOTH, clip=(0.0, 0.7),
-                                peephole=BOTH, mode=("keep", "infer", "deferred"), y=BOTH):  # fmt: skip
+                                peephole=BOTH, mode=modes, y=BOTH):  # fmt: skip
         G, mode = 3 if opt["coupled"] else 4, opt["mode"]
         a, c = source(B, G * H), source(B, H)
         peephole = source(3, H) if opt["peephole"] else None
@@ -455,9 +454,9 @@ def lstm_forward(source):
             gates = np.concatenate([i, g, o] if opt["coupled"] else [i, f, g, o], axis=1)
             tanh_c = ar.tanh(c)
             h = o * tanh_c
-            return {"a": a if mode == "infer" else gates, "c": c,
+            return {"a": a if mode == "infer" else gates, "c": c, "y": None if y is None else h,
                     "tanh_c": tanh_c if mode == "keep" else None,
-                    "h": None if mode == "deferred" else h, "y": None if y is None else h}  # fmt: skip
+                    "h": None if mode == "deferred" else h}  # fmt: skip
 
         yield {"B": B, "H": H, "opt": lstm_options(opt), "a": a, "peephole": peephole, "c": c,
                "tanh_c": source.blank(B, H) if mode == "keep" else None,
@@ -870,6 +869,8 @@ class Runner:
             seed = [zlib.crc32(name.encode()), special, self.dtype is np.float64]
             source = Source(np.random.default_rng(seed), self.dtype, special)
             for number, (args, expected) in enumerate(CASES[name](source)):
+                if mode == "keep" and number % 3:  # NumPy's own arithmetic: fewer cases do
+                    continue
                 with np.errstate(all="ignore"):
                     want = {k: v for k, v in expected(Blas(mode)).items() if v is not None}
                 wrong += self.compare(name, number, args, want, mode)
@@ -884,8 +885,10 @@ class Runner:
         behind the one that catches reading before the first element.
         """
         wrong, first = [], None
-        for isa, at_end in itertools.product(self.isas, (True, False) if number % 4 == 0 else (True,)):
-            place = f"{name} on {isa}, {mode}, case {number}, {'end' if at_end else 'start'} of memory"
+        ends = (True, False) if number % 4 == 0 else (True,)
+        for isa, at_end in itertools.product(self.isas, ends):
+            where = "end" if at_end else "start"
+            place = f"{name} on {isa}, {mode}, case {number}, {where} of memory"
             self.report(place)
             try:
                 got = self.call(isa, name, args, mode, at_end)

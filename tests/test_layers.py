@@ -7,6 +7,7 @@ of rows. Those tests run in float64 and allow 1e-11 relative to numbers of the s
 """
 
 import contextlib
+import itertools
 import math
 
 import numpy as np
@@ -55,6 +56,11 @@ def pair(state):
     return state if isinstance(state, tuple) else (state,)
 
 
+def state_of(arrays):
+    """Such a tuple as a state."""
+    return arrays if len(arrays) == 2 else arrays[0]
+
+
 def close(got, want, name=""):
     np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-11, err_msg=name)
 
@@ -62,8 +68,8 @@ def close(got, want, name=""):
 def draw_state(rng, layer, B):
     """An initial state as the layer takes it."""
     n = layer.num_layers * layer.directions
-    arrays = tuple(rng.uniform(-1, 1, (n, B, k)).astype(layer.dtype) for k in layer._state_sizes())
-    return arrays if len(arrays) == 2 else arrays[0]
+    return state_of(tuple(rng.uniform(-1, 1, (n, B, size)).astype(layer.dtype)
+                          for size in layer._state_sizes()))  # fmt: skip
 
 
 def everything(layer, x, *, seed=1, dy=None, dstate=None, **call):
@@ -73,8 +79,8 @@ def everything(layer, x, *, seed=1, dy=None, dstate=None, **call):
     if dy is None:
         dy = rng.standard_normal(y.shape).astype(layer.dtype)
     if dstate is None:
-        dstate = tuple(rng.standard_normal(s.shape).astype(layer.dtype) for s in pair(state))
-        dstate = dstate if len(dstate) == 2 else dstate[0]
+        dstate = state_of(tuple(rng.standard_normal(s.shape).astype(layer.dtype)
+                                for s in pair(state)))  # fmt: skip
     dx, before = layer.backward(tape, dy, dstate)
     found = {"y": y} | ({} if dx is None else {"dx": dx})
     for name, s, d in zip("hc", pair(state), pair(before), strict=False):
@@ -209,8 +215,8 @@ def test_ragged_batch_equals_its_sequences_alone(cell, options):
                 same_bits(batch[name][:, one], s, name)
                 same_bits(batch[f"d{name}0"][:, one], d, name)
             continue
-        got = everything(alone, x[:n, one], state=mine if len(mine) == 2 else mine[0],
-                         dy=dy[:n, one], dstate=d_mine if len(d_mine) == 2 else d_mine[0])  # fmt: skip
+        got = everything(alone, x[:n, one], state=state_of(mine), dy=dy[:n, one],
+                         dstate=state_of(d_mine))  # fmt: skip
         for name in ("y", "dx"):
             close(batch[name][:n, one], got[name], name)
         for name in set(batch) & {"h", "c", "dh0", "dc0"}:
@@ -229,7 +235,7 @@ def test_batch_equals_its_rows(cell, options):
     batch = everything(layer, x, dy=dy, dstate=dstate)
     for b in range(4):
         mine = tuple(s[:, b] for s in pair(dstate))
-        row = everything(alone, x[:, b], dy=dy[:, b], dstate=mine if len(mine) == 2 else mine[0])
+        row = everything(alone, x[:, b], dy=dy[:, b], dstate=state_of(mine))
         for name in ("y", "dx"):
             close(row[name], batch[name][:, b], name)
         for name in set(batch) & {"h", "c", "dh0", "dc0"}:
@@ -253,14 +259,13 @@ def test_resets_equal_separate_sequences(cell, options):
     for b in range(B):
         starts = np.flatnonzero(resets[:, b]).tolist()
         cuts = sorted({0, *starts, T})
-        for a, z in zip(cuts, cuts[1:], strict=False):
+        for a, z in itertools.pairwise(cuts):
             first, last = a == 0 and a not in starts, z == T
-            begin = [s[:, b : b + 1] * first for s in pair(state)]
-            end = [s[:, b : b + 1] * last for s in pair(dstate)]
+            begin = tuple(s[:, b : b + 1] * first for s in pair(state))
+            end = tuple(s[:, b : b + 1] * last for s in pair(dstate))
             one = (slice(a, z), slice(b, b + 1))
-            got = everything(alone, x[one], dy=dy[one],
-                             state=tuple(begin) if len(begin) == 2 else begin[0],
-                             dstate=tuple(end) if len(end) == 2 else end[0])  # fmt: skip
+            got = everything(alone, x[one], dy=dy[one], state=state_of(begin),
+                             dstate=state_of(end))  # fmt: skip
             close(batch["y"][one], got["y"])
             close(batch["dx"][one], got["dx"])
             for name in set(batch) & {"h", "c"}:
@@ -330,8 +335,7 @@ def test_reverse_direction_is_the_forward_layer_on_reversed_input(cell, ragged):
     got = everything(both, x, lengths=lengths, resets=resets, dy=dy, dstate=dstate)
     d_forth = tuple(s[1:] for s in pair(dstate))
     want = everything(forth, turned(x), lengths=lengths, resets=turned(resets),
-                      dy=np.ascontiguousarray(turned(dy)[..., H:]),
-                      dstate=d_forth if len(d_forth) == 2 else d_forth[0])  # fmt: skip
+                      dy=turned(dy)[..., H:], dstate=state_of(d_forth))  # fmt: skip
     close(got["y"][..., H:], turned(want["y"]))
     for name in set(want) & {"h", "c", "dh0", "dc0"}:
         close(got[name][1:], want[name], name)
@@ -362,11 +366,10 @@ def test_nan_in_the_padding_reaches_nothing(cell, options, pad_output):
     past = np.arange(T)[:, None] >= lengths
     x = rng.standard_normal((T, 4, I))
     resets = rng.random((T, 4)) < 0.2
+    dy = rng.standard_normal((T, 4, double(cell, **options).output_size))
     found = []
     for filler in (0, np.nan):
         layer = double(cell, **options)
-        layer.zero_grad()
-        dy = rng.standard_normal((T, 4, layer.output_size)) if not found else dy
         dy_padded = dy.copy()
         if pad_output == "zero":
             dy_padded[past] = filler
@@ -474,8 +477,8 @@ def test_state_dict_round_trip(cell):
     same_bits(a(x)[0], b(x)[0])
     saved["weight_ih_l0"][:] = 0  # a copy: the layer does not see it
     assert (a.params["weight_ih_l0"] != 0).any()
-    b.load_state_dict({f"encoder.{k}": v for k, v in a.state_dict().items()} | {"other": np.ones(1)},
-                      prefix="encoder.")  # fmt: skip
+    inside = {f"encoder.{k}": v for k, v in a.state_dict().items()} | {"other": np.ones(1)}
+    b.load_state_dict(inside, prefix="encoder.")
 
 
 def test_load_state_dict_is_all_or_nothing():
@@ -581,7 +584,7 @@ def test_unbatched_input(cell, options):
     assert found["h"].shape == (layer.num_layers * layer.directions, layer.state_size)
     state = draw_state(rng, layer, 1)
     flat = tuple(s[:, 0] for s in pair(state))
-    y, _ = layer(x, flat if len(flat) == 2 else flat[0], lengths=[4], resets=np.arange(6) == 2)
+    y, _ = layer(x, state_of(flat), lengths=[4], resets=np.arange(6) == 2)
     want, _ = batched(x[:, None], state, lengths=[4], resets=np.arange(6)[:, None] == 2)
     same_bits(y, want[:, 0])
 
@@ -680,8 +683,8 @@ def test_return_sequences_off(cell, options):
     want = {"concat": lambda a, b: np.concatenate([a, b], -1), "sum": np.add, "mul": np.multiply}
     same_bits(last, want[layer.merge](h[-2], h[-1]) if layer.bidirectional else h[-1])
     assert not np.shares_memory(last, h)
-    same_bits(layer(x[:, 0], return_sequences=False)[0], layer(x[:, 0])[0][-1]
-              if not layer.bidirectional else layer(x[:, :1], return_sequences=False)[0][0])  # fmt: skip
+    alone = layer(x[:, 0], return_sequences=False)[0]
+    same_bits(alone, layer(x[:, :1], return_sequences=False)[0][0])
 
 
 @pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int32, np.uint64, list, tuple, ">i4"])
@@ -756,8 +759,7 @@ def test_layouts_and_dtypes_of_the_input(cell):
         layer.zero_grad()
         state = draw_state(np.random.default_rng(1), layer, 3)
         if how != "float16":
-            state = tuple(strange(s, how) for s in pair(state))
-            state = state if len(state) == 2 else state[0]
+            state = state_of(tuple(strange(s, how) for s in pair(state)))
         got = everything(layer, strange(x, how), state=state,
                          dy=dy if how == "float16" else strange(dy, how))  # fmt: skip
         same(got, want) if how != "float16" else same_bits(got["y"], want["y"], how)
@@ -768,8 +770,7 @@ def test_class_indices_are_one_hot_vectors(cell):
     rng = np.random.default_rng(0)
     ids = rng.integers(0, I, (5, 3))
     for kind in (np.int64, np.uint8, np.int32, ">i2"):
-        a, b = double(cell, num_layers=2, bidirectional=True), double(cell, num_layers=2,
-                                                                      bidirectional=True)  # fmt: skip
+        a, b = (double(cell, num_layers=2, bidirectional=True) for _ in range(2))
         got = everything(a, ids.astype(kind), lengths=[3, 5, 0])
         want = everything(b, np.eye(I)[ids], lengths=[3, 5, 0])
         assert "dx" not in got
@@ -837,7 +838,7 @@ def test_wrong_input():
     ((3, 5.0), {}, TypeError, "hidden_size must be an integer, got 5.0"),
     ((3, 5), {"num_layers": 0}, ValueError, "num_layers must be at least 1"),
     ((3, 5), {"num_layers": True}, TypeError, "num_layers must be an integer"),
-    ((3, 5), {"num_layers": 2, "dropout": 1.5}, ValueError, r"dropout must lie in \[0, 1\], got 1.5"),
+    ((3, 5), {"num_layers": 2, "dropout": 1.5}, ValueError, r"dropout must lie in \[0, 1\], got"),
     ((3, 5), {"dropout": "a"}, TypeError, "dropout must be a number"),
     ((3, 5), {"recurrent_dropout": math.nan}, ValueError, "recurrent_dropout must lie"),
     ((3, 5), {"proj_size": 5}, ValueError, "proj_size must be below hidden_size, got 5"),
@@ -882,7 +883,7 @@ def test_gradients_add_up_and_tapes_are_independent(cell):
     dy = rng.standard_normal(y.shape)
     dstate = tuple(rng.standard_normal(s.shape) for s in pair(state))
     for tape in reversed(tapes):
-        layer.backward(tape, dy, dstate if len(dstate) == 2 else dstate[0])
+        layer.backward(tape, dy, state_of(dstate))
     for name, g in layer.grads.items():
         close(g, one[0][name] + one[1][name], name)
 
@@ -953,7 +954,7 @@ def test_cells_are_one_step_of_the_layer(cell, layer):
     one, whole = cell(I, H, dtype=np.float64, seed=1), layer(I, H, dtype=np.float64, seed=2)
     whole.load_state_dict({f"{k}_l0": v for k, v in one.params.items()})
     x = rng.standard_normal((3, 2, I))
-    y, final, tape = whole.forward(x)
+    y, _, tape = whole.forward(x)
     state, tapes, seen = None, [], []
     for x_t in x:
         state, step = one.forward(x_t, state)
@@ -961,9 +962,8 @@ def test_cells_are_one_step_of_the_layer(cell, layer):
         seen.append(pair(state)[0])
     close(np.stack(seen), y)
     dstate = tuple(rng.standard_normal(s.shape) for s in pair(state))
-    given = dstate if len(dstate) == 2 else dstate[0]
-    whole_dstate = tuple(s[None] for s in dstate)
-    want, _ = whole.backward(tape, None, whole_dstate if len(dstate) == 2 else whole_dstate[0])
+    given = state_of(dstate)
+    want, _ = whole.backward(tape, None, state_of(tuple(s[None] for s in dstate)))
     dxs = []
     for step in reversed(tapes):
         dx, given = one.backward(step, given)
@@ -1016,7 +1016,7 @@ def test_linear(dtype):
         layer(np.zeros((2, 4), dtype))
     with pytest.raises(TypeError, match="Linear: x must be"):
         layer(np.zeros((2, 3), int))
-    with pytest.raises(ValueError, match=r"Linear: dy must have shape \(2, 5, 4\), got \(5, 2, 4\)"):
+    with pytest.raises(ValueError, match=r"Linear: dy must have shape \(2, 5, 4\), got \(5, 2"):
         layer.backward(tape, np.zeros((5, 2, 4), dtype))
 
 
@@ -1046,11 +1046,12 @@ def test_embedding(dtype):
 # ---- the compiled functions, given nonsense ------------------------------------------------------
 
 COMPILED = {"rnn": rnnfast._rnn, "lstm": rnnfast._lstm, "gru": rnnfast._gru}
-FULL = {
-    "rnn": {"mask": True},
-    "lstm": {"P": 3, "peephole": True, "norm": True, "mask": True, "clip": 0.5},
-    "gru": {"norm": True, "mask": True},
-}
+full = pytest.mark.parametrize(("cell", "options"), [
+    ("rnn", {"mask": True}), ("rnn", {}),
+    ("lstm", {"P": 3, "peephole": True, "norm": True, "mask": True, "clip": 0.5}),
+    ("lstm", {"coupled": True, "clip": 0.5}),
+    ("gru", {"norm": True, "mask": True}), ("gru", {"reset_after": False}),
+])  # fmt: skip
 
 
 def distortions(a, optional=False):
@@ -1061,6 +1062,12 @@ def distortions(a, optional=False):
         fine = isinstance(value, np.ndarray) and value.flags.carray
         if not (fine and value.dtype == a.dtype and value.shape == a.shape):
             yield what, value
+
+
+def more_sequences(what, cell, kw):
+    """One state more than sequences that have a step, which is fine where nothing else says how
+    many sequences there are."""
+    return what == "long axis 0" and cell != "lstm" and kw.get("h_mask") is None
 
 
 def candidates(a):
@@ -1105,10 +1112,10 @@ def replaced(args, path, value):
 REFUSED = (TypeError, ValueError, IndexError, AttributeError, KeyError)
 
 
-@cells
-def test_forward_refuses_distorted_arrays(cell):
+@full
+def test_forward_refuses_distorted_arrays(cell, options):
     args, kw, _, _ = MAKERS[cell](np.random.default_rng(0), 4, 3, 5, 7, np.float32, resets=True,
-                                  ragged=False, **FULL[cell])  # fmt: skip
+                                  ragged=False, **options)  # fmt: skip
     forward = getattr(COMPILED[cell], f"{cell}_forward")
     forward(*args, **kw)
     tried = 0
@@ -1116,6 +1123,8 @@ def test_forward_refuses_distorted_arrays(cell):
         biases = [("args", len(args) - 2), ("args", len(args) - 1)]
         optional = path in biases or path[0] in ("h_mask", "resets", "peephole")
         for what, value in distortions(a, optional):
+            if path == ("args", 2) and more_sequences(what, cell, kw):
+                continue
             args2, kw2 = replaced((args, kw), path, value)
             with pytest.raises(REFUSED):
                 forward(*args2, **kw2)
@@ -1138,10 +1147,10 @@ def test_forward_refuses_distorted_arrays(cell):
             forward(args[0], np.array(sizes), *args[2:], **kw)
 
 
-@cells
-def test_backward_refuses_distorted_arrays(cell):
+@full
+def test_backward_refuses_distorted_arrays(cell, options):
     args, kw, grads, n = MAKERS[cell](np.random.default_rng(0), 4, 3, 5, 7, np.float32,
-                                      resets=True, ragged=False, **FULL[cell])  # fmt: skip
+                                      resets=True, ragged=False, **options)  # fmt: skip
     ours = COMPILED[cell]
     y, *state, tape = getattr(ours, f"{cell}_forward")(*args, **kw)
     assert len(state) == n
@@ -1155,6 +1164,8 @@ def test_backward_refuses_distorted_arrays(cell):
 
     for k in range(n + 1):
         for what, value in distortions((y, *state)[k], optional=k == 0):
+            if k == 1 and more_sequences(what, cell, kw):
+                continue
             given = [y, *state]
             given[k] = value
             refused(f"gradient {k}: {what}", tape, *given, grads)

@@ -98,15 +98,19 @@ CROSS_ENTROPY = st.tuples(st.booleans(), st.booleans(), st.sampled_from([0.0, 0.
 @modes
 @given(seed=SEEDS, N=ROWS, V=WIDTHS, special=SPECIAL, options=CROSS_ENTROPY)
 def test_softmax_cross_entropy_same_bits(twin, dtype, seed, N, V, special, options):
-    agree(_loss.softmax_cross_entropy, loss.softmax_cross_entropy,
-          lambda: cross_entropy_arguments(seed, N, V, dtype, special, options), twin, dtype)  # fmt: skip
+    def make():
+        return cross_entropy_arguments(seed, N, V, dtype, special, options)
+
+    agree(_loss.softmax_cross_entropy, loss.softmax_cross_entropy, make, twin, dtype)
 
 
 @dtypes
 @given(seed=SEEDS, N=ROWS, V=WIDTHS, options=CROSS_ENTROPY)
 def test_softmax_cross_entropy_close_to_plain(dtype, seed, N, V, options):
-    agree(_loss.softmax_cross_entropy, loss.softmax_cross_entropy,
-          lambda: cross_entropy_arguments(seed, N, V, dtype, False, options), PLAIN, dtype)  # fmt: skip
+    def make():
+        return cross_entropy_arguments(seed, N, V, dtype, False, options)
+
+    agree(_loss.softmax_cross_entropy, loss.softmax_cross_entropy, make, PLAIN, dtype)
 
 
 TWO = {"sigmoid_cross_entropy": "target in [0, 1]", "quadratic_error": "any target"}
@@ -220,14 +224,15 @@ def test_cross_entropy_by_its_definition(reduction, smoothing, weighted):
     share = 1 / weights.sum() if reduction == "mean" else 1
     want = rows if reduction == "none" else rows.sum() * share
     np.testing.assert_allclose(value, want, rtol=1e-13)
-    np.testing.assert_allclose(dz, share * weights[..., None] * (p - target), rtol=1e-11, atol=1e-16)
+    want = share * weights[..., None] * (p - target)
+    np.testing.assert_allclose(dz, want, rtol=1e-11, atol=1e-16)
 
     def total(at):
         return np.sum(losses.softmax_cross_entropy(at, y, **options)[0])
 
     v, h = rng.standard_normal(z.shape), 1e-3
-    slope = (8 * (total(z + h * v) - total(z - h * v)) - total(z + 2 * h * v) + total(z - 2 * h * v))
-    assert math.isclose((dz * v).sum(), slope / (12 * h), rel_tol=1e-9)
+    near, far = (total(z + k * h * v) - total(z - k * h * v) for k in (1, 2))
+    assert math.isclose((dz * v).sum(), (8 * near - far) / (12 * h), rel_tol=1e-9)
 
 
 def test_cross_entropy_in_place():
@@ -255,7 +260,9 @@ def test_sigmoid_cross_entropy_is_exact_far_out():
         with mpmath.workdps(60):
             s = 1 / (1 + mpmath.exp(-mpmath.mpf(z)))
             one = mpmath.mpf(1)
-            want = float(-(t * mpmath.log(s) if t else 0) - ((1 - t) * mpmath.log(one - s) if t < 1 else 0))
+            on = t * mpmath.log(s) if t else 0
+            off = (1 - t) * mpmath.log(one - s) if t < 1 else 0
+            want = float(-on - off)
             d_want = float(s - t)
         assert math.isclose(value, want, rel_tol=1e-15, abs_tol=1e-300), (z, t)
         assert abs(dz[0, 0] - d_want) <= 2.0**-53 or math.isclose(dz[0, 0], d_want, rel_tol=1e-15)
@@ -282,12 +289,12 @@ def test_losses_refuse_what_does_not_fit():
     ce = losses.softmax_cross_entropy
     for call, error, match in (
         (lambda: ce(z, y * 1.0), TypeError, "softmax_cross_entropy: targets must be integers"),
-        (lambda: ce(z, np.zeros(3, int)), ValueError, r"targets must have shape \(2,\), got \(3,\)"),
+        (lambda: ce(z, np.zeros(3, int)), ValueError, r"targets must have shape \(2,\), got"),
         (lambda: ce(z, y + 3), ValueError, r"targets must lie in \[0, 3\), got 3"),
         (lambda: ce(z, y - 1), ValueError, r"targets must lie in \[0, 3\), got -1"),
         (lambda: ce(z.astype(int), y), TypeError, "expected float32 or float64, got int64"),
-        (lambda: ce(z.astype(np.float16), y), TypeError, "expected float32 or float64, got float16"),
-        (lambda: ce(z, y, label_smoothing=1.0), ValueError, r"label_smoothing must lie in \[0, 1\)"),
+        (lambda: ce(z.astype(np.float16), y), TypeError, "float32 or float64, got float16"),
+        (lambda: ce(z, y, label_smoothing=1.0), ValueError, r"label_smoothing must lie in \[0, 1"),
         (lambda: ce(z, y, reduction="max"), ValueError, "reduction must be one of"),
         (lambda: ce(z, y, weight=np.ones((2, 1))), ValueError, r"weight must have shape \(2,\)"),
         (lambda: losses.quadratic_error(z, z[:1]), ValueError, r"target must have shape \(2, 3\)"),
@@ -438,10 +445,10 @@ def step_arguments(name, seed, n, dtype, special, optional, decay):
        decay=st.booleans())  # fmt: skip
 def test_optimiser_steps(twin, dtype, name, seed, n, special, optional, decay):
     compiled, reference = getattr(_optim, name), getattr(optim, name)
-    agree(compiled, reference,
-          lambda: step_arguments(name, seed, n, dtype, special, optional, decay), twin, dtype)  # fmt: skip
-    agree(compiled, reference,
-          lambda: step_arguments(name, seed, n, dtype, False, optional, decay), PLAIN, dtype)  # fmt: skip
+    for odd, arithmetic in ((special, twin), (False, PLAIN)):
+        agree(compiled, reference,
+              lambda odd=odd: step_arguments(name, seed, n, dtype, odd, optional, decay),
+              arithmetic, dtype)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -456,7 +463,8 @@ def test_optimiser_steps_refuse_distorted_arrays(name):
             continue
         frozen = a.copy()
         frozen.flags.writeable = False
-        wrong = [a.astype(np.float64), a[:-1], a[::-1], a[:, None], a.tolist(), np.repeat(a, 2)[::2]]
+        wrong = [a.astype(np.float64), a[:-1], a[::-1], a[:, None], a.tolist()]
+        wrong += [np.repeat(a, 2)[::2]]
         wrong += [frozen] * (names[k] != "g") + [None] * (names[k] != optional)
         for value in wrong:
             with pytest.raises((TypeError, ValueError, AttributeError)):
@@ -506,9 +514,9 @@ def test_layer_norm(twin, dtype, seed, N, n, bias, added, special):
     rng = np.random.default_rng(seed)
 
     def forward(special):
-        x, gain = numbers(rng, dtype, N, n, special=special), numbers(rng, dtype, n)
-        return lambda: (x.copy(), gain, numbers(np.random.default_rng(seed), dtype, n) if bias else None,
-                        np.ones((N, n), dtype) if added else None)  # fmt: skip
+        x, gain, b = (numbers(rng, dtype, *s, special=special) for s in ((N, n), (n,), (n,)))
+        y = numbers(rng, dtype, N, n)
+        return lambda: (x.copy(), gain, b if bias else None, y.copy() if added else None)
 
     agree(_dense.layer_norm_forward, sequence.layer_norm_forward, forward(special), twin, dtype)
     dy, gain, rstd = numbers(rng, dtype, N, n), numbers(rng, dtype, n), abs(numbers(rng, dtype, N))
