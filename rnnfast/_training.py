@@ -146,7 +146,8 @@ class Training:
                "seconds": self.seconds, "recent": self.recent, "history": self.history,
                "rng": self.model.training_rng.bit_generator.state}
         checked = [r for r in self.history if "heldout_bits" in r]
-        training = {"options": self.options, "sources": sources, "step": self.step,
+        names = [os.path.basename(path) for path in sources]  # a path is private
+        training = {"options": self.options, "sources": names, "step": self.step,
                     "baselines": baselines, "last_check": checked[-1] if checked else None}
         lines = "".join(json.dumps(record) + "\n" for record in self.history)
         _checkpoint.save_checkpoint(paths["checkpoint"], self.model, self.optimizer, self.state,

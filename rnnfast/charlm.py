@@ -97,7 +97,9 @@ class CharLM(Module):
         self.recurrent = CELLS[cell](V, hidden, layers, dropout=between, dtype=dtype, seed=seed,
                                      **options)
         # Entries of U(-1/sqrt(H), 1/sqrt(H)) suit a sum of H inputs. Here one input is 1 and all
-        # others 0: at that size the network hardly sees its text in the first epochs.
+        # others 0: at that size the network hardly sees its text in the first epochs (819,000
+        # characters of rnnfast train's default text led a GRU to 3.27 bits per character; from
+        # U(-1, 1), to 2.08).
         self.recurrent.params["weight_ih_l0"] *= math.sqrt(hidden)
         # One generator for all random numbers of training: its state is all that a checkpoint
         # needs to know of them.
