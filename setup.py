@@ -16,13 +16,18 @@ from setuptools import Extension, setup
 
 os.chdir(Path(__file__).resolve().parent)
 DEBUG = os.environ.get("RNNFAST_DEBUG", "") not in ("", "0")
-MODULES = ["_seq", "_product", "_blas", "_dense", "_rnn", "_lstm", "_gru", "_output_rnn", "_loss", "_clip", "_optim"]
+ANNOTATE = os.environ.get("RNNFAST_ANNOTATE", "") not in ("", "0")
+MODULES = [
+    "_seq", "_product", "_blas", "_dense", "_rnn", "_lstm", "_gru", "_output_rnn", "_loss", "_clip",
+    "_optim",
+]  # fmt: skip
 
 
 def read_kernels():
     """The rows of csrc/kernels.inc as (result, name, [(type, argument), ...])."""
     text = re.sub(r"/\*.*?\*/", "", Path("csrc/kernels.inc").read_text(), flags=re.DOTALL)
-    for result, name, arguments in re.findall(r"KERNEL\((\w+),\s*(\w+),\s*\((.*?)\)\)", text, re.DOTALL):
+    row = re.compile(r"KERNEL\((\w+),\s*(\w+),\s*\((.*?)\)\)", re.DOTALL)
+    for result, name, arguments in row.findall(text):
         split = [re.fullmatch(r"\s*(.*?)(\w+)\s*", a, re.DOTALL) for a in arguments.split(",")]
         yield result, name, [(m[1].strip(), m[2]) for m in split]
 
@@ -53,8 +58,17 @@ def write_kernel_declarations():
             f"    else:\n        {call}f64.{name}({names})\n"
         )
     table = 'cdef extern from "rnnfast.h" nogil:\n' + "\n".join(tables)
-    write_if_changed("rnnfast/_kernel_tables.pxi", f"{head}{table}\n\n" + "\n".join(declarations) + "\n")
+    text = f"{head}{table}\n\n" + "\n".join(declarations) + "\n"
+    write_if_changed("rnnfast/_kernel_tables.pxi", text)
     write_if_changed("rnnfast/_kernel_calls.pxi", head + "\n".join(definitions))
+
+
+def outdated():
+    """Whether a .c is older than a declaration that others use. Cython's own search for
+    dependencies does not see those of ``from rnnfast cimport _seq``."""
+    shared = [os.path.getmtime(path) for path in glob("rnnfast/*.px[di]")]
+    made = [os.path.getmtime(path) for path in glob("rnnfast/*.c")]
+    return bool(made) and min(made) < max(shared)
 
 
 def extensions():
@@ -100,9 +114,8 @@ setup(
             "binding": True,
             "freethreading_compatible": False,
         },
-        annotate=os.environ.get("RNNFAST_ANNOTATE", "") not in ("", "0"),
-        # the .c of a module depends on the generated lists, which cythonize follows by itself
-        force=DEBUG or bool(os.environ.get("RNNFAST_ANNOTATE")),
+        annotate=ANNOTATE,
+        force=DEBUG or ANNOTATE or outdated(),
     ),
     options={"build_ext": {"parallel": os.cpu_count() or 1}},
 )
