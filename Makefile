@@ -68,8 +68,8 @@ sweep:  ## every float32 through exp, tanh, sigmoid and log1p on every instructi
 WARNINGS = -Wall -Wextra -Wconversion -Werror
 lint:  ## ruff, cython-lint, mypy on a client, and C without a warning
 	$(PY) -m ruff check .
-	PATH="$(dir $(python)):$$PATH" cython-lint rnnfast
-	$(PY) -m mypy --strict tests/typed_client.py
+	PATH="$(dir $(python)):$$PATH" cython-lint rnnfast/*.pyx rnnfast/*.pxd
+	$(PY) -m mypy --strict tests/test_typed_client.py
 	@set -e; for f in csrc/*.c; do echo "$(CC) $(WARNINGS) $$f"; \
 		$(CC) -O2 -std=c11 -ffp-contract=off $(WARNINGS) -Icsrc -c $$f -o /dev/null; done
 

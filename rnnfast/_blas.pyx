@@ -37,7 +37,8 @@ cdef void gemm(bint ta, bint tb, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k,
         op_b, ldb_ = b"N", n_
     mode = K.gradual()
     if real_t is float:
-        sgemm(&op_b, &op_a, &n_, &m_, &k_, &one, <float *>b, &ldb_, <float *>a, &lda_, &beta, c, &ldc_)
+        sgemm(&op_b, &op_a, &n_, &m_, &k_, &one, <float *>b, &ldb_, <float *>a, &lda_, &beta, c,
+              &ldc_)
     else:
         dgemm(&op_b, &op_a, &n_, &m_, &k_, &one, <double *>b, &ldb_, <double *>a, &lda_, &beta, c,
               &ldc_)

@@ -9,7 +9,6 @@ cimport numpy as cnp
 from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
 from rnnfast._seq cimport data
-from rnnfast._types cimport real_t
 
 cnp.import_array()
 

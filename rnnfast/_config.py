@@ -63,13 +63,14 @@ def show_config(file=None):
     from rnnfast import __version__
 
     blas = _blas()
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     lines = [
         f"rnnfast {__version__}",
         f"engine      {_engine.get_engine()}",
         f"isa         {get_isa()} (this CPU runs {', '.join(_kernels.isas())})",
         f"denormals   {get_denormals()}",
         f"threads     {get_num_threads()}",
-        f"cpus        {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}",
+        f"cpus        {cpus}",
         f"python      {platform.python_version()}",
         f"numpy       {np.__version__}",
         f"scipy       {scipy.__version__}",

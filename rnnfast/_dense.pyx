@@ -10,7 +10,6 @@ from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
 from rnnfast._product cimport gemm, gemm_weights, pack, packed_data
 from rnnfast._seq cimport data, optional
-from rnnfast._types cimport real_t
 
 from rnnfast._seq import scatter_add
 
@@ -94,7 +93,8 @@ def input_product(x, w, bias):
             _seq.fill_rows[double](N, G, <double *>pb, <double *>pa)
         mode = K.enter()
         if num == cnp.NPY_FLOAT:
-            gemm_weights[float](N, G, I, <float *>px, I, <float *>pw, <float *>pp, 1, <float *>pa, G)
+            gemm_weights[float](N, G, I, <float *>px, I, <float *>pw, <float *>pp, 1,
+                                <float *>pa, G)
         else:
             gemm_weights[double](N, G, I, <double *>px, I, <double *>pw, <double *>pp, 1,
                                  <double *>pa, G)

@@ -4,7 +4,6 @@ explains the arguments; equations and labels: docs/math.md."""
 import numpy as np
 
 cimport numpy as cnp
-from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
 
 from rnnfast cimport _kernels as K
@@ -63,7 +62,8 @@ cdef struct Gru:
     bint keep
 
 
-cdef const real_t *masked(const Gru *s, Py_ssize_t n, Py_ssize_t row, const real_t *h) noexcept nogil:
+cdef const real_t *masked(const Gru *s, Py_ssize_t n, Py_ssize_t row,
+                          const real_t *h) noexcept nogil:
     """Keep h_{t-1} of a step; return what W_hh reads: h, or h times the mask."""
     cdef Py_ssize_t H = s.H
     cdef real_t *hm = <real_t *>s.hm + (row * H if s.keep else 0)
@@ -182,8 +182,8 @@ cdef void backward_before(const Gru *s, const real_t *w_hh) noexcept nogil:
 
 
 cdef void setup(Gru *s, object batch_sizes, object offsets, object resets, object w_hh,
-                object norm, object h_mask, object gate, bint reset_after, bint reverse, Py_ssize_t N,
-                Py_ssize_t B) except *:
+                object norm, object h_mask, object gate, bint reset_after, bint reverse,
+                Py_ssize_t N, Py_ssize_t B) except *:
     """The parts that forward and backward share."""
     cdef int num = _seq.typenum(w_hh)
     cdef Py_ssize_t H = w_hh.shape[1]
@@ -286,8 +286,8 @@ def gru_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, reset_a
     if not keep:
         return y, h, None
     tape = {"x": x, "batch_sizes": batch_sizes, "resets": resets, "w_ih": w_ih, "w_hh": w_hh,
-            "norm": norm, "h_mask": h_mask, "gate": gate, "reset_after": reset_after, "reverse": reverse,
-            "gates": gates, **kept}
+            "norm": norm, "h_mask": h_mask, "gate": gate, "reset_after": reset_after,
+            "reverse": reverse, "gates": gates, **kept}
     return y, h, tape
 
 
@@ -300,8 +300,8 @@ def gru_backward(tape, dy, dh_n, grads, need_dx=True):
     cdef Gru s
     dtype = w_hh.dtype
     offsets = _seq.offsets_of(tape["batch_sizes"], B, N)
-    setup(&s, tape["batch_sizes"], offsets, tape["resets"], w_hh, norm, tape["h_mask"], tape["gate"],
-          after, tape["reverse"], N, B)
+    setup(&s, tape["batch_sizes"], offsets, tape["resets"], w_hh, norm, tape["h_mask"],
+          tape["gate"], after, tape["reverse"], N, B)
     data(dh_n, "dh_n", num, (B, H))
     data(grads["w_hh"], "dw_hh", num, (3 * H, H), True)
     dh = dh_n.copy()

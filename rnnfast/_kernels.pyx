@@ -6,7 +6,7 @@ import os
 import numpy as np
 
 cimport numpy as cnp
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t
 from rnnfast._types cimport real_t
 
 cnp.import_array()
@@ -80,7 +80,7 @@ def get_denormals():
 
 
 def set_denormals(str mode):
-    """"flush": numbers below the smallest normal are 0 in every kernel; "keep": gradual underflow."""
+    """"flush": what is below the smallest normal is 0 in all kernels; "keep": gradual underflow."""
     global flush
     if mode not in ("flush", "keep"):
         raise ValueError(f"denormals must be 'flush' or 'keep', got {mode!r}")

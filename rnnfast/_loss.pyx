@@ -8,7 +8,6 @@ from libc.stdint cimport int64_t
 from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
 from rnnfast._seq cimport data, optional
-from rnnfast._types cimport real_t
 
 cnp.import_array()
 

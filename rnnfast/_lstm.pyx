@@ -4,7 +4,6 @@ labels: docs/math.md."""
 import numpy as np
 
 cimport numpy as cnp
-from libc.stdint cimport int64_t
 from libc.string cimport memcpy
 
 from rnnfast cimport _kernels as K
@@ -124,7 +123,8 @@ cdef void forward(const Lstm *s, const real_t *w_hh) noexcept nogil:
         if s.c_t != NULL:
             memcpy(<real_t *>s.c_t + row * H, c, n * H * sizeof(real_t))
         if projected:
-            gemm_weights(n, P, H, out, H, <real_t *>s.w_hr, <real_t *>s.packed_hr, <real_t>0, h, P)  # F6
+            gemm_weights(n, P, H, out, H, <real_t *>s.w_hr, <real_t *>s.packed_hr, <real_t>0,
+                         h, P)  # F6
             _seq.put_rows(n, P, h, y, s.ldy)
 
 
@@ -179,7 +179,8 @@ cdef void backward(const Lstm *s, const real_t *w_hh) noexcept nogil:
 
 cdef void setup(Lstm *s, object batch_sizes, object offsets, object resets, object w_hh,
                 object w_hr, object peephole, object norm, object h_mask, object gate,
-                bint coupled, double clip, bint reverse, Py_ssize_t N, Py_ssize_t B, Py_ssize_t H) except *:
+                bint coupled, double clip, bint reverse, Py_ssize_t N, Py_ssize_t B,
+                Py_ssize_t H) except *:
     """The parts that forward and backward share."""
     cdef int num = _seq.typenum(w_hh)
     cdef Py_ssize_t P = w_hh.shape[1], G = 3 if coupled else 4
@@ -252,7 +253,8 @@ def lstm_forward(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih=None, b_hh=None, *, w_
     s.c_prev = optional(scratch("c_prev", N, H, keep), "c_prev", num, (N, H))
     s.tanh_c = optional(scratch("tanh_c", R, H, keep or norm is not None), "tanh_c", num, (R, H))
     s.m = optional(scratch("m", R, H, w_hr is not None), "m", num, (R, H))
-    s.c_t = optional(scratch("c", N, H, keep and (peephole is not None or clip > 0)), "c", num, (N, H))
+    kept_c = scratch("c", N, H, keep and (peephole is not None or clip > 0))
+    s.c_t = optional(kept_c, "c", num, (N, H))
     s.hhat = optional(scratch("hhat", R, W, norm is not None), "hhat", num, (R, W))
     s.h_rstd = optional(scratch("h_rstd", R, 1, norm is not None), "h_rstd", num, (R, 1))
     s.chat = optional(scratch("chat", R, H, norm is not None), "chat", num, (R, H))

@@ -1,13 +1,10 @@
 """One step of each optimiser on one array, in place. Twins: rnnfast.reference.optim."""
 
-import numpy as np
-
 cimport numpy as cnp
 
 from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
 from rnnfast._seq cimport data, optional
-from rnnfast._types cimport real_t
 
 cnp.import_array()
 

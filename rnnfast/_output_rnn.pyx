@@ -1,10 +1,10 @@
-"""The recurrence through the output alone over BLAS or our own products. Twins: rnnfast.reference.output_rnn, which
-explains the arguments; equations and labels: docs/math.md, section 5."""
+"""The recurrence through the output alone over BLAS or our own products. Twins:
+rnnfast.reference.output_rnn, which explains the arguments; equations and labels: docs/math.md,
+section 5."""
 
 import numpy as np
 
 cimport numpy as cnp
-from libc.stdint cimport int64_t
 from libc.string cimport memcpy
 
 from rnnfast cimport _kernels as K
@@ -109,12 +109,12 @@ def output_rnn_forward(x, batch_sizes, o0, w_ih, w_oh, w_ho, b_h=None, b_o=None,
         mode = K.enter()
         if num == cnp.NPY_FLOAT:
             forward[float](&q, H, O, f, <float *>pwo, <float *>qwo, <float *>pwh, <float *>qwh,
-                           <float *>pbo, <float *>pa, <float *>po, <float *>pop, <float *>ph, <float *>pz,
-                           <float *>pp)
+                           <float *>pbo, <float *>pa, <float *>po, <float *>pop, <float *>ph,
+                           <float *>pz, <float *>pp)
         else:
             forward[double](&q, H, O, f, <double *>pwo, <double *>qwo, <double *>pwh, <double *>qwh,
-                            <double *>pbo, <double *>pa, <double *>po, <double *>pop, <double *>ph, <double *>pz,
-                            <double *>pp)
+                            <double *>pbo, <double *>pa, <double *>po, <double *>pop,
+                            <double *>ph, <double *>pz, <double *>pp)
         K.leave(mode)
     if not keep:
         return z, o, None

@@ -1,15 +1,18 @@
 from rnnfast._types cimport real_t
 
-ctypedef void (*gemm_f32)(bint, bint, Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, Py_ssize_t,
-                          const float *, Py_ssize_t, float, float *, Py_ssize_t) noexcept nogil
-ctypedef void (*gemm_f64)(bint, bint, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, Py_ssize_t,
-                          const double *, Py_ssize_t, double, double *, Py_ssize_t) noexcept nogil
+ctypedef void (*gemm_f32)(bint, bint, Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *,
+                          Py_ssize_t, const float *, Py_ssize_t, float, float *,
+                          Py_ssize_t) noexcept nogil
+ctypedef void (*gemm_f64)(bint, bint, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *,
+                          Py_ssize_t, const double *, Py_ssize_t, double, double *,
+                          Py_ssize_t) noexcept nogil
 
 cdef void use_blas(gemm_f32 f32, gemm_f64 f64) noexcept
 
 # C[m,n] = op(A) B + beta C, row-major, beta 0 or 1; op transposes where ta says so.
 cdef void gemm(bint ta, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const real_t *a, Py_ssize_t lda,
-               const real_t *b, Py_ssize_t ldb, real_t beta, real_t *c, Py_ssize_t ldc) noexcept nogil
+               const real_t *b, Py_ssize_t ldb, real_t beta, real_t *c,
+               Py_ssize_t ldc) noexcept nogil
 
 # C[m,n] = A W^T + beta C for weights W [n,k]; packed: what `pack` made of W, or NULL.
 cdef void gemm_weights(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const real_t *a, Py_ssize_t lda,

@@ -52,7 +52,8 @@ def get_fixed_order():
 
 
 cdef void gemm(bint ta, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const real_t *a, Py_ssize_t lda,
-               const real_t *b, Py_ssize_t ldb, real_t beta, real_t *c, Py_ssize_t ldc) noexcept nogil:
+               const real_t *b, Py_ssize_t ldb, real_t beta, real_t *c,
+               Py_ssize_t ldc) noexcept nogil:
     if fixed:
         K.gemm(m, n, k, a, 1 if ta else lda, lda if ta else 1, b, ldb, TILE, beta != 0, c, ldc)
     elif real_t is float:

@@ -4,7 +4,6 @@ arguments; equations and labels: docs/math.md."""
 import numpy as np
 
 cimport numpy as cnp
-from libc.stdint cimport int64_t
 from libc.string cimport memcpy
 
 from rnnfast cimport _kernels as K
@@ -27,9 +26,9 @@ cnp.import_array()
 _product.ready()
 
 
-cdef void forward(const Packed *q, Py_ssize_t H, K.rf_act f, const real_t *w_hh, const real_t *packed, real_t *a,
-                  real_t *h, const real_t *mask, real_t *hm, real_t *h_prev, real_t *y,
-                  Py_ssize_t ldy) noexcept nogil:
+cdef void forward(const Packed *q, Py_ssize_t H, K.rf_act f, const real_t *w_hh,
+                  const real_t *packed, real_t *a, real_t *h, const real_t *mask, real_t *hm,
+                  real_t *h_prev, real_t *y, Py_ssize_t ldy) noexcept nogil:
     """a: [N,H] W_ih x + b; h: [B,H] state, in and out; mask: [B,H] or NULL; hm: [B,H] scratch for
     the masked state, h itself without a mask; h_prev: [N,H] out, or NULL."""
     cdef Py_ssize_t s, t, n, row
@@ -94,14 +93,14 @@ def rnn_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonline
             forward[float](&q, H, f, <float *>w, <float *>pp, <float *>pa, <float *>ph, <float *>pm,
                            <float *>phm, <float *>php, <float *>py, ldy)
         else:
-            forward[double](&q, H, f, <double *>w, <double *>pp, <double *>pa, <double *>ph, <double *>pm,
-                            <double *>phm, <double *>php, <double *>py, ldy)
+            forward[double](&q, H, f, <double *>w, <double *>pp, <double *>pa, <double *>ph,
+                            <double *>pm, <double *>phm, <double *>php, <double *>py, ldy)
         K.leave(mode)
     if not keep:
         return y, h, None
     tape = {"x": x, "batch_sizes": batch_sizes, "resets": resets, "w_ih": w_ih, "w_hh": w_hh,
-            "reverse": reverse, "h_mask": h_mask, "nonlinearity": nonlinearity, "h": np.array(y, order="C"),
-            "h_prev": h_prev}
+            "reverse": reverse, "h_mask": h_mask, "nonlinearity": nonlinearity,
+            "h": np.array(y, order="C"), "h_prev": h_prev}
     return y, h, tape
 
 

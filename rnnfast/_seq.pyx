@@ -74,7 +74,8 @@ cdef void pack(Packed *q, object batch_sizes, object offsets, object resets, Py_
     q.resets = <const uint8_t *>optional(resets, "resets", cnp.NPY_UINT8, (N,))
 
 
-cdef void zero_reset_rows(const Packed *q, Py_ssize_t t, Py_ssize_t n, real_t *state) noexcept nogil:
+cdef void zero_reset_rows(const Packed *q, Py_ssize_t t, Py_ssize_t n,
+                          real_t *state) noexcept nogil:
     """state[b] = 0 where resets[t, b]; state: [B, n]."""
     cdef Py_ssize_t b
     if q.resets == NULL:
@@ -172,6 +173,7 @@ cdef void *strided(object a, str name, int num, Py_ssize_t N, Py_ssize_t n,
         raise ValueError(f"{name}: expected shape {(N, n)}, got {(<object>arr).shape}")
     cdef Py_ssize_t size = cnp.PyArray_ITEMSIZE(arr)
     ld[0] = n if N < 2 else arr.strides[0] // size
-    if N * n and ((n > 1 and arr.strides[1] != size) or ld[0] < n or (N > 1 and arr.strides[0] % size)):
+    if N * n and ((n > 1 and arr.strides[1] != size) or ld[0] < n
+                  or (N > 1 and arr.strides[0] % size)):
         raise ValueError(f"{name}: expected rows that are contiguous and do not overlap")
     return cnp.PyArray_DATA(arr)

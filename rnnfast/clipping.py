@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 
-
 from rnnfast import _engine
 
 NONFINITE = ("raise", "skip", "propagate")

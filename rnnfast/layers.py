@@ -458,12 +458,14 @@ class Recurrent(Module):
             raise ValueError(f"{self._me}: input_dropout needs vectors, not class indices")
         first, width = blocks[0].rows.start, x.shape[1]
         masks = np.ones(x.shape, self.dtype)
-        whole = inverted_dropout([seed, layer, 0], (packing.B, width), self.input_dropout, self.dtype)
+        whole = inverted_dropout([seed, layer, 0], (packing.B, width), self.input_dropout,
+                                 self.dtype)  # fmt: skip
         for block in blocks:
             rows = slice(block.rows.start - first, block.rows.stop - first)
             if fresh:
                 shape = (rows.stop - rows.start, width)
-                masks[rows] = inverted_dropout([seed, layer, 1, block.start], shape, fresh, self.dtype)
+                masks[rows] = inverted_dropout([seed, layer, 1, block.start], shape, fresh,
+                                               self.dtype)  # fmt: skip
             if self.input_dropout:
                 row = rows.start
                 for n in block.sizes:
@@ -886,7 +888,8 @@ class Cell(Module):
 
     layer_type = None
 
-    def __init__(self, input_size, hidden_size, bias=True, *, dtype="float32", seed=None, **options):
+    def __init__(self, input_size, hidden_size, bias=True, *, dtype="float32", seed=None,
+                 **options):  # fmt: skip
         super().__init__(dtype)
         self.layer = self.layer_type(input_size, hidden_size, bias=bias, dtype=dtype, seed=seed,
                                      **options)  # fmt: skip

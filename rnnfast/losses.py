@@ -120,7 +120,8 @@ def _elementwise(name, function, z, target, reduction):
         raise ValueError(f"{name}: target must have shape {z.shape}, got {target.shape}")
     rows = z.reshape(-1, z.shape[-1]) if z.ndim > 1 else z.reshape(1, -1)
     share = 1 / max(1, len(rows)) if reduction == "mean" else 1.0
-    total, loss, dz = getattr(_engine.functions(), function)(rows, target.reshape(rows.shape), share)
+    compute = getattr(_engine.functions(), function)
+    total, loss, dz = compute(rows, target.reshape(rows.shape), share)
     if reduction == "none":
         return loss.reshape(z.shape[:-1]), dz.reshape(z.shape)
     return total * share, dz.reshape(z.shape)

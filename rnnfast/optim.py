@@ -65,8 +65,9 @@ class Optimizer:
         """Copy what `state_dict` gave; KeyError or ValueError where it does not fit."""
         want = self.state_dict()
         if mapping.keys() != want.keys():
-            raise KeyError(f"{type(self).__name__}: missing {sorted(want.keys() - mapping.keys())}, "
-                           f"unknown {sorted(mapping.keys() - want.keys())}")  # fmt: skip
+            missing, unknown = want.keys() - mapping.keys(), mapping.keys() - want.keys()
+            raise KeyError(f"{type(self).__name__}: missing {sorted(missing)}, "
+                           f"unknown {sorted(unknown)}")  # fmt: skip
         for name, a in want.items():
             if np.shape(mapping[name]) != a.shape:
                 raise ValueError(f"{name}: expected shape {a.shape}, got {np.shape(mapping[name])}")

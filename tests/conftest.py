@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, settings
 
 from rnnfast import _engine, _kernels
 
-# Processes that tests start are to find the installed package as well, not the folder beside tests/.
+# Processes that tests start find the installed package as well, not the folder beside tests/.
 os.environ["PYTHONSAFEPATH"] = "1"
 
 common = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}

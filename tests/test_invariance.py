@@ -20,7 +20,8 @@ VARIANTS = {
 CASES = [(cell, options) for cell in LAYERS for options in VARIANTS[cell]]
 CASE = pytest.mark.parametrize(("cell", "options"), CASES, ids=[f"{c}-{o}" for c, o in CASES])
 QUIET = settings(
-    max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=15,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 

@@ -56,7 +56,10 @@ COMMON = st.fixed_dictionaries(
     }
 )
 SHAPES = st.tuples(
-    st.integers(1, 6), st.integers(0, 6), st.integers(1, 9), st.sampled_from([1, 2, 3, 7, 8, 17, 33])
+    st.integers(1, 6),
+    st.integers(0, 6),
+    st.integers(1, 9),
+    st.sampled_from([1, 2, 3, 7, 8, 17, 33]),
 )
 
 

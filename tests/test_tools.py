@@ -39,7 +39,7 @@ def g(x):
 
 
 def page(**scores):
-    line = '<pre class="cython line score-{}" onclick="">+<span class="">{:02d}</span>: text</pre>\n'
+    line = '<pre class="cython line score-{}" onclick="">+<span class="">{:02d}</span>: a</pre>\n'
     return "".join(line.format(score, int(name[1:])) for name, score in scores.items())
 
 

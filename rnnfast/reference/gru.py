@@ -117,8 +117,8 @@ def gru_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, reset_a
     if not keep:
         return y, h, None
     tape = {"x": x, "batch_sizes": batch_sizes, "resets": resets, "w_ih": w_ih, "w_hh": w_hh,
-            "norm": norm, "h_mask": h_mask, "gate": gate, "reset_after": reset_after, "reverse": reverse,
-            "gates": gates, **kept}  # fmt: skip
+            "norm": norm, "h_mask": h_mask, "gate": gate, "reset_after": reset_after,
+            "reverse": reverse, "gates": gates, **kept}  # fmt: skip
     return y, h, tape
 
 

@@ -6,7 +6,7 @@ from rnnfast.reference.arithmetic import PLAIN
 
 
 def sgd_step(g, p, buf, lr, momentum, keep, decay, nesterov, *, arithmetic=PLAIN):
-    """d = g + decay p; buf = momentum buf + keep d; p -= lr (d + momentum buf if nesterov else buf).
+    """d = g + decay p; buf = momentum buf + keep d; p -= lr (buf, or d + momentum buf if nesterov).
 
     buf None: p -= lr d. `keep` is 1 at the first step and 1 - dampening later.
     """
