@@ -13,13 +13,15 @@
 #endif
 enum { FN(accs) = RF_LANES / VL };
 
-/* Columns of packed weights lie in tiles of this many, on every ISA and in both dtypes. */
+/* Columns of a packed matrix lie in panels of so many, the units of a step's weights in tiles with
+ * all gates, on every ISA and in both dtypes. */
 #ifndef RF_TILE
+#define RF_PANEL 64
 #define RF_TILE 16
 #if defined(__clang__)
 #define RF_UNROLL _Pragma("unroll")
 #else
-#define RF_UNROLL _Pragma("GCC unroll 8")
+#define RF_UNROLL _Pragma("GCC unroll 16")
 #endif
 #endif
 
@@ -48,6 +50,11 @@ enum { FN(accs) = RF_LANES / VL };
         else v_storen((p) + j, w, (v));        \
     } while (0)
 #endif
+
+/* m rows as blocks of nearly the same number, the larger first; a division only once. */
+RF_INLINE ptrdiff_t FN(block_rows)(ptrdiff_t least, ptrdiff_t larger, ptrdiff_t block) {
+    return least + (block < larger);
+}
 
 /* ---- activations: value and derivative, the derivative from the value ----------------------- */
 
@@ -181,14 +188,18 @@ static void KN(column_dot)(ptrdiff_t N, ptrdiff_t H, const REAL *a, ptrdiff_t ld
 
 /* ---- RNN ------------------------------------------------------------------------------------ */
 
-static void KN(rnn_forward)(ptrdiff_t B, ptrdiff_t H, rf_act act, const REAL *a, REAL *h, REAL *y,
-                            ptrdiff_t ldy) {
-    for (ptrdiff_t b = 0; b < B; b++, a += H, h += H, y += y ? ldy : 0)
+static void FN(rnn_units)(ptrdiff_t B, ptrdiff_t H, rf_act act, const REAL *a, ptrdiff_t lda,
+                          REAL *h, ptrdiff_t ldh, REAL *y, ptrdiff_t ldy) {
+    for (ptrdiff_t b = 0; b < B; b++, a += lda, h += ldh, y += y ? ldy : 0)
         EACH(H, {
             const v_t v = FN(act)(act, LD(a)); /* F3 */
             ST(h, v);
             if (y) ST(y, v);
         });
+}
+static void KN(rnn_forward)(ptrdiff_t B, ptrdiff_t H, rf_act act, const REAL *a, REAL *h, REAL *y,
+                            ptrdiff_t ldy) {
+    FN(rnn_units)(B, H, act, a, H, h, H, y, ldy);
 }
 static void KN(rnn_backward)(ptrdiff_t B, ptrdiff_t H, rf_act act, const REAL *h, const REAL *dh,
                              const REAL *dy, ptrdiff_t ldy, REAL *da) {
@@ -202,13 +213,18 @@ static void KN(rnn_backward)(ptrdiff_t B, ptrdiff_t H, rf_act act, const REAL *h
 
 /* ---- LSTM ----------------------------------------------------------------------------------- */
 
-RF_INLINE void FN(lstm_forward_rows)(ptrdiff_t B, ptrdiff_t H, const rf_lstm opt, REAL *a,
-                                            const REAL *peep, REAL *c, REAL *tanh_c, REAL *h,
-                                            REAL *y, ptrdiff_t ldy) {
+/* Gates of a block of units. a: pre-activations, rows lda and gates ldg apart; gates: where i f g o
+ * go, rows G*ldh and gates ldh apart, or NULL; peephole gates, c, tanh_c, h: rows ldh apart. */
+RF_INLINE void FN(lstm_forward_rows)(ptrdiff_t B, ptrdiff_t H, const rf_lstm opt, const REAL *a,
+                                     ptrdiff_t lda, ptrdiff_t ldg, const REAL *peep, REAL *c,
+                                     REAL *gates, REAL *tanh_c, REAL *h, ptrdiff_t ldh, REAL *y,
+                                     ptrdiff_t ldy) {
     const ptrdiff_t G = opt.coupled ? 3 : 4;
     const v_t limit = v_set1((REAL)opt.clip);
     for (ptrdiff_t b = 0; b < B; b++) {
-        REAL *ai = a, *af = a + H, *ag = a + (G - 2) * H, *ao = a + (G - 1) * H;
+        const REAL *ai = a, *af = a + ldg, *ag = a + (G - 2) * ldg, *ao = a + (G - 1) * ldg;
+        REAL *gi = gates, *gf = gates + ldh, *gg = gates + (G - 2) * ldh,
+             *go = gates + (G - 1) * ldh;
         EACH(H, {
             const v_t cp = LD(c);
             v_t zi = LD(ai);
@@ -219,21 +235,21 @@ RF_INLINE void FN(lstm_forward_rows)(ptrdiff_t B, ptrdiff_t H, const rf_lstm opt
                 f = v_sub(v_set1(1), i);
             } else {
                 v_t zf = LD(af);
-                if (peep) zf = v_fma(LD(peep + H), cp, zf);
+                if (peep) zf = v_fma(LD(peep + ldh), cp, zf);
                 f = FN(act)(opt.gate, zf);
             }
             const v_t g = FN(tanh)(LD(ag));
             v_t cn = v_fma(f, cp, v_mul(i, g)); /* F4 */
             if (opt.clip > 0) cn = FN(clamp)(limit, cn);
             v_t zo = LD(ao);
-            if (peep) zo = v_fma(LD(peep + 2 * H), cn, zo);
+            if (peep) zo = v_fma(LD(peep + 2 * ldh), cn, zo);
             const v_t o = FN(act)(opt.gate, zo);
             ST(c, cn);
-            if (tanh_c || !h) { /* what BPTT or a deferred F5 needs */
-                ST(ai, i);
-                if (!opt.coupled) ST(af, f);
-                ST(ag, g);
-                ST(ao, o);
+            if (gates) { /* what BPTT or a deferred F5 needs */
+                ST(gi, i);
+                if (!opt.coupled) ST(gf, f);
+                ST(gg, g);
+                ST(go, o);
             }
             if (h) {
                 const v_t tc = FN(tanh)(cn); /* F5 */
@@ -243,9 +259,10 @@ RF_INLINE void FN(lstm_forward_rows)(ptrdiff_t B, ptrdiff_t H, const rf_lstm opt
                 if (y) ST(y, hn);
             }
         });
-        a += G * H, c += H;
-        if (h) h += H;
-        if (tanh_c) tanh_c += H;
+        a += lda, c += ldh;
+        if (gates) gates += G * ldh;
+        if (h) h += ldh;
+        if (tanh_c) tanh_c += ldh;
         if (y) y += ldy;
     }
 }
@@ -255,14 +272,25 @@ RF_INLINE int FN(lstm_is_plain)(const rf_lstm *opt, const REAL *peep) {
 }
 
 /* The plain LSTM is compiled with its options as constants, the variants share one body. */
+static void FN(lstm_units)(ptrdiff_t B, ptrdiff_t H, const rf_lstm *opt, const REAL *a,
+                           ptrdiff_t lda, ptrdiff_t ldg, const REAL *peephole, REAL *c,
+                           REAL *gates, REAL *tanh_c, REAL *h, ptrdiff_t ldh, REAL *y,
+                           ptrdiff_t ldy) {
+    const rf_lstm plain = {{RF_SIGMOID, 0, 0}, 0, 0};
+    if (FN(lstm_is_plain)(opt, peephole) && h && !gates)
+        FN(lstm_forward_rows)(B, H, plain, a, lda, ldg, NULL, c, NULL, NULL, h, ldh, y, ldy);
+    else if (FN(lstm_is_plain)(opt, peephole) && h)
+        FN(lstm_forward_rows)(B, H, plain, a, lda, ldg, NULL, c, gates, tanh_c, h, ldh, y, ldy);
+    else
+        FN(lstm_forward_rows)(B, H, *opt, a, lda, ldg, peephole, c, gates, tanh_c, h, ldh, y, ldy);
+}
+
 static void KN(lstm_forward)(ptrdiff_t B, ptrdiff_t H, const rf_lstm *opt, REAL *a,
                              const REAL *peephole, REAL *c, REAL *tanh_c, REAL *h, REAL *y,
                              ptrdiff_t ldy) {
-    const rf_lstm plain = {{RF_SIGMOID, 0, 0}, 0, 0};
-    if (FN(lstm_is_plain)(opt, peephole) && h)
-        FN(lstm_forward_rows)(B, H, plain, a, NULL, c, tanh_c, h, y, ldy);
-    else
-        FN(lstm_forward_rows)(B, H, *opt, a, peephole, c, tanh_c, h, y, ldy);
+    const ptrdiff_t width = (opt->coupled ? 3 : 4) * H;
+    FN(lstm_units)(B, H, opt, a, width, H, peephole, c, tanh_c || !h ? a : NULL, tanh_c, h, H, y,
+                   ldy);
 }
 
 static void KN(lstm_output)(ptrdiff_t B, ptrdiff_t H, const rf_lstm *opt, const REAL *gates,
@@ -370,37 +398,48 @@ static void KN(lstm_output_backward)(ptrdiff_t B, ptrdiff_t H, const rf_lstm *op
 /* F5 of both variants: h = n + z (h - n) */
 RF_INLINE v_t FN(gru_mix)(v_t z, v_t h, v_t n) { return v_fma(z, v_sub(h, n), n); }
 
-RF_INLINE void FN(gru_forward_rows)(ptrdiff_t B, ptrdiff_t H, const rf_act gate, REAL *a,
-                                           const REAL *ax, REAL *u, REAL *h, REAL *y,
-                                           ptrdiff_t ldy) {
+/* Gates of a block of units. a: a_r a_z u_n, rows lda and gates ldg apart; an: W_n x + b_in, rows
+ * ldn apart; gates: where r z n go, rows 3*ldh and gates ldh apart, or NULL; u, h, out: rows ldh
+ * apart; out may be h. */
+RF_INLINE void FN(gru_forward_rows)(ptrdiff_t B, ptrdiff_t H, const rf_act gate, const REAL *a,
+                                    ptrdiff_t lda, ptrdiff_t ldg, const REAL *an, ptrdiff_t ldn,
+                                    REAL *gates, REAL *u, const REAL *h, REAL *out, ptrdiff_t ldh,
+                                    REAL *y, ptrdiff_t ldy) {
     for (ptrdiff_t b = 0; b < B; b++) {
-        REAL *ar = a, *az = a + H, *an = a + 2 * H;
-        const REAL *axn = ax + 2 * H;
+        const REAL *ar = a, *az = a + ldg, *au = a + 2 * ldg;
+        REAL *gr = gates, *gz = gates + ldh, *gn = gates + 2 * ldh;
         EACH(H, {
-            const v_t un = LD(an);
+            const v_t un = LD(au);
             const v_t r = FN(act)(gate, LD(ar)); /* F3 */
             const v_t z = FN(act)(gate, LD(az));
-            const v_t n = FN(tanh)(v_fma(r, un, LD(axn))); /* F4 */
-            const v_t hn = FN(gru_mix)(z, LD(h), n);       /* F5 */
-            if (u) {
+            const v_t n = FN(tanh)(v_fma(r, un, LD(an))); /* F4 */
+            const v_t hn = FN(gru_mix)(z, LD(h), n);      /* F5 */
+            if (gates) {
                 ST(u, un);
-                ST(ar, r);
-                ST(az, z);
-                ST(an, n);
+                ST(gr, r);
+                ST(gz, z);
+                ST(gn, n);
             }
-            ST(h, hn);
+            ST(out, hn);
             if (y) ST(y, hn);
         });
-        a += 3 * H, ax += 3 * H, h += H;
-        if (u) u += H;
+        a += lda, an += ldn, h += ldh, out += ldh;
+        if (gates) gates += 3 * ldh, u += ldh;
         if (y) y += ldy;
     }
 }
+static void FN(gru_units)(ptrdiff_t B, ptrdiff_t H, rf_act gate, const REAL *a, ptrdiff_t lda,
+                          ptrdiff_t ldg, const REAL *an, ptrdiff_t ldn, REAL *gates, REAL *u,
+                          const REAL *h, REAL *out, ptrdiff_t ldh, REAL *y, ptrdiff_t ldy) {
+    const rf_act sigmoid = {RF_SIGMOID, 0, 0};
+    if (gate.kind == RF_SIGMOID)
+        FN(gru_forward_rows)(B, H, sigmoid, a, lda, ldg, an, ldn, gates, u, h, out, ldh, y, ldy);
+    else
+        FN(gru_forward_rows)(B, H, gate, a, lda, ldg, an, ldn, gates, u, h, out, ldh, y, ldy);
+}
 static void KN(gru_forward)(ptrdiff_t B, ptrdiff_t H, rf_act gate, REAL *a, const REAL *ax, REAL *u,
                             REAL *h, REAL *y, ptrdiff_t ldy) {
-    const rf_act sigmoid = {RF_SIGMOID, 0, 0};
-    if (gate.kind == RF_SIGMOID) FN(gru_forward_rows)(B, H, sigmoid, a, ax, u, h, y, ldy);
-    else FN(gru_forward_rows)(B, H, gate, a, ax, u, h, y, ldy);
+    FN(gru_units)(B, H, gate, a, 3 * H, H, ax + 2 * H, 3 * H, u ? a : NULL, u, h, h, H, y, ldy);
 }
 
 static void KN(gru_backward)(ptrdiff_t B, ptrdiff_t H, rf_act gate, const REAL *gates, const REAL *u,
@@ -488,6 +527,8 @@ static void KN(gru_before_backward_gates)(ptrdiff_t B, ptrdiff_t H, rf_act gate,
             ST(dh, v_fma(q, r, LD(dh)));
         });
 }
+
+#include "step_tmpl.h"
 
 /* ---- rows ----------------------------------------------------------------------------------- */
 
@@ -703,25 +744,28 @@ static double KN(quadratic_error)(ptrdiff_t N, ptrdiff_t V, const REAL *y, const
 
 /* C[m,n] = A B, or C + A B: every element is ONE chain of fma over k ascending, from 0 or from C.
  * Rows, columns and k are divided freely: no division changes a chain. A tile of MR rows by NV
- * vectors stays in registers; MR and NV are constants after inlining. */
+ * vectors, of which the last holds w elements, stays in registers; MR and NV are constants after
+ * inlining. */
 RF_INLINE void FN(gemm_tile)(const int MR, const int NV, ptrdiff_t w, ptrdiff_t k, const REAL *a,
                              ptrdiff_t ars, ptrdiff_t acs, const REAL *b, ptrdiff_t ldb,
-                             ptrdiff_t tile, int add, REAL *c, ptrdiff_t ldc) {
+                             ptrdiff_t panel, int add, REAL *c, ptrdiff_t ldc) {
     v_t acc[6][8];
     const REAL *column[8];
+#define RF_FULL (v < NV - 1 || w == VL)
 RF_UNROLL
-    for (int v = 0; v < NV; v++) column[v] = b + (v * VL / RF_TILE) * tile + v * VL % RF_TILE;
+    for (int v = 0; v < NV; v++) column[v] = b + (v * VL / RF_PANEL) * panel + v * VL % RF_PANEL;
 RF_UNROLL
     for (int r = 0; r < MR; r++)
 RF_UNROLL
         for (int v = 0; v < NV; v++)
-            acc[r][v] = !add ? v_zero()
-                        : w == VL ? v_load(c + r * ldc + v * VL) : v_loadn(c + r * ldc + v * VL, w);
+            acc[r][v] = !add      ? v_zero()
+                        : RF_FULL ? v_load(c + r * ldc + v * VL)
+                                  : v_loadn(c + r * ldc + v * VL, w);
     for (ptrdiff_t p = 0; p < k; p++, a += acs) {
         v_t x[8];
 RF_UNROLL
         for (int v = 0; v < NV; v++) {
-            x[v] = w == VL ? v_load(column[v]) : v_loadn(column[v], w);
+            x[v] = RF_FULL ? v_load(column[v]) : v_loadn(column[v], w);
             column[v] += ldb;
         }
 RF_UNROLL
@@ -735,24 +779,32 @@ RF_UNROLL
     for (int r = 0; r < MR; r++)
 RF_UNROLL
         for (int v = 0; v < NV; v++)
-            if (w == VL) v_store(c + r * ldc + v * VL, acc[r][v]);
+            if (RF_FULL) v_store(c + r * ldc + v * VL, acc[r][v]);
             else v_storen(c + r * ldc + v * VL, w, acc[r][v]);
+#undef RF_FULL
 }
 
-/* All columns of a few rows: groups of NV vectors, single vectors, a partial one. */
+/* All columns of a few rows: groups of NV vectors, then what is left. */
 RF_INLINE void FN(gemm_rows)(const int MR, const int NV, ptrdiff_t n, ptrdiff_t k, const REAL *a,
                              ptrdiff_t ars, ptrdiff_t acs, const REAL *b, ptrdiff_t ldb,
-                             ptrdiff_t tile, int add, REAL *c, ptrdiff_t ldc) {
+                             ptrdiff_t panel, int add, REAL *c, ptrdiff_t ldc) {
+#define RF_COLUMNS(count, w)                                                                   \
+    FN(gemm_tile)(MR, count, w, k, a, ars, acs, b + j / RF_PANEL * panel + j % RF_PANEL, ldb, panel, \
+                  add, c + j, ldc)
     ptrdiff_t j = 0;
-    for (; j + NV * VL <= n; j += NV * VL)
-        FN(gemm_tile)(MR, NV, VL, k, a, ars, acs, b + j / RF_TILE * tile + j % RF_TILE, ldb, tile,
-                      add, c + j, ldc);
-    for (; j + VL <= n; j += VL)
-        FN(gemm_tile)(MR, 1, VL, k, a, ars, acs, b + j / RF_TILE * tile + j % RF_TILE, ldb, tile,
-                      add, c + j, ldc);
-    if (j < n)
-        FN(gemm_tile)(MR, 1, n - j, k, a, ars, acs, b + j / RF_TILE * tile + j % RF_TILE, ldb, tile,
-                      add, c + j, ldc);
+    for (; j + NV * VL <= n; j += NV * VL) RF_COLUMNS(NV, VL);
+    while (j < n) {
+        const ptrdiff_t left = (n - j + VL - 1) / VL;
+        const ptrdiff_t most = left > 4 ? 4 : left, w = left > 4 ? VL : n - j - (left - 1) * VL;
+        switch (most) {
+        case 1: RF_COLUMNS(1, w); break;
+        case 2: RF_COLUMNS((NV < 2 ? NV : 2), w); break;
+        case 3: RF_COLUMNS((NV < 3 ? NV : 3), w); break;
+        default: RF_COLUMNS((NV < 4 ? NV : 4), w); break;
+        }
+        j += most * VL;
+    }
+#undef RF_COLUMNS
 }
 
 /* Register tiles: accumulators, the vectors of B and one broadcast must fit the registers, and
@@ -760,57 +812,140 @@ RF_INLINE void FN(gemm_rows)(const int MR, const int NV, ptrdiff_t n, ptrdiff_t 
 #if VL == 1
 enum { FN(nv1) = 8, FN(nv2) = 4, FN(nv4) = 2, FN(nv6) = 2 };
 #elif RF_REGISTERS == 32
-enum { FN(nv1) = 8, FN(nv2) = 8, FN(nv4) = 6, FN(nv6) = 4 };
+enum { FN(nv1) = 8, FN(nv2) = 8, FN(nv4) = 4, FN(nv6) = 4 };
 #else
 enum { FN(nv1) = 8, FN(nv2) = 4, FN(nv4) = 2, FN(nv6) = 2 };
 #endif
 
+/* Blocks: GEMM_KC of k, so that a tile's rows of A stay in the first cache; GEMM_MC rows, whose part
+ * of A stays in the second; GEMM_NC columns, whose part of B passes through it. */
+#ifndef RF_GEMM_KC
+#define RF_GEMM_KC 256
+#define RF_GEMM_MC 96
+#endif
+enum { FN(gemm_nc) = 256 / sizeof(REAL) }; /* <= RF_PANEL */
+
+/* n <= RF_PANEL columns of row-major B as a panel [k][NC], zeros past n. */
+RF_INLINE void FN(pack_columns)(ptrdiff_t n, ptrdiff_t k, const REAL *b, ptrdiff_t ldb, REAL *out) {
+    for (ptrdiff_t p = 0; p < k; p++, b += ldb, out += FN(gemm_nc)) {
+        EACH(n, { v_store(out + j, LD(b)); });
+    }
+}
+
+/* A block of A, the rows of a tile side by side for each k: [blocks][k][rows]. */
+RF_INLINE void FN(pack_rows)(ptrdiff_t m, ptrdiff_t blocks, ptrdiff_t k, const REAL *a,
+                             ptrdiff_t ars, ptrdiff_t acs, REAL *out) {
+    const ptrdiff_t least = m / blocks, larger = m % blocks;
+    for (ptrdiff_t p = 0; p < k; p++, a += acs) {
+        for (ptrdiff_t block = 0, i = 0, rows; block < blocks; block++, i += rows) {
+            rows = FN(block_rows)(least, larger, block);
+            REAL *to = out + i * k + p * rows;
+            if (ars == 1)
+                for (ptrdiff_t r = 0; r < rows; r += VL)
+                    if (rows - r >= VL) v_store(to + r, v_load(a + i + r));
+                    else v_storen(to + r, rows - r, v_loadn(a + i + r, rows - r));
+            else
+                for (ptrdiff_t r = 0; r < rows; r++) to[r] = a[(i + r) * ars];
+        }
+    }
+}
+
 static void KN(gemm)(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, const REAL *a, ptrdiff_t ars,
-                     ptrdiff_t acs, const REAL *b, ptrdiff_t ldb, ptrdiff_t tile, int add, REAL *c,
+                     ptrdiff_t acs, const REAL *b, ptrdiff_t ldb, ptrdiff_t panel, int add, REAL *c,
                      ptrdiff_t ldc) {
-    enum { KC = 512, NC = 64 };
+    _Alignas(64) REAL columns[RF_GEMM_KC * FN(gemm_nc)], side[RF_GEMM_MC * RF_GEMM_KC];
     if (k == 0 && !add)
         for (ptrdiff_t i = 0; i < m; i++) memset(c + i * ldc, 0, (size_t)n * sizeof *c);
-    const ptrdiff_t blocks = (m + 5) / 6;
-    for (ptrdiff_t p = 0; p < k; p += KC) {
-        const ptrdiff_t kc = k - p < KC ? k - p : KC;
+    /* What is copied must be read often enough: B once per six rows, A once per NC columns. */
+    const int copy_b = panel == RF_PANEL && m > 12, copy_a = acs != 1 && n > 2 * FN(gemm_nc);
+    const ptrdiff_t parts = (m + RF_GEMM_MC - 1) / RF_GEMM_MC;
+    for (ptrdiff_t p = 0; p < k; p += RF_GEMM_KC) {
+        const ptrdiff_t kc = k - p < RF_GEMM_KC ? k - p : RF_GEMM_KC;
         const int plus = add || p > 0;
-        /* many rows: few columns at a time, so that their part of B stays near */
-        const ptrdiff_t nc = blocks > 1 ? NC : n;
-        for (ptrdiff_t j = 0; j < n; j += nc) {
-            const ptrdiff_t w = n - j < nc ? n - j : nc;
-            const REAL *bj = b + j / RF_TILE * tile + j % RF_TILE + p * ldb;
-            ptrdiff_t i = 0;
-            for (ptrdiff_t block = 0; block < blocks; block++) {
-                const ptrdiff_t rows = (m - i + blocks - block - 1) / (blocks - block);
-                const REAL *ai = a + i * ars + p * acs;
-                REAL *ci = c + i * ldc + j;
-#define RF_ROWS(R, NV) \
-    case R: FN(gemm_rows)(R, NV, w, kc, ai, ars, acs, bj, ldb, tile, plus, ci, ldc); break;
-                switch (rows) {
-                    RF_ROWS(1, FN(nv1))
-                    RF_ROWS(2, FN(nv2))
-                    RF_ROWS(3, FN(nv4))
-                    RF_ROWS(4, FN(nv4))
-                    RF_ROWS(5, FN(nv6))
-                    RF_ROWS(6, FN(nv6))
+        for (ptrdiff_t part = 0, i0 = 0, mc; part < parts; part++, i0 += mc) {
+            mc = (m - i0 + parts - part - 1) / (parts - part);
+            const ptrdiff_t blocks = (mc + 5) / 6, least = mc / blocks, larger = mc % blocks;
+            /* one row block reads B once: no need to go through it in pieces */
+            const ptrdiff_t nc = m > 6 ? FN(gemm_nc) : n;
+            if (copy_a) FN(pack_rows)(mc, blocks, kc, a + i0 * ars + p * acs, ars, acs, side);
+            for (ptrdiff_t j = 0; j < n; j += nc) {
+                const ptrdiff_t w = n - j < nc ? n - j : nc;
+                const REAL *bj = b + j / RF_PANEL * panel + j % RF_PANEL + p * ldb;
+                ptrdiff_t ld = ldb, apart = panel;
+                if (copy_b) {
+                    FN(pack_columns)(w, kc, bj, ldb, columns);
+                    bj = columns, ld = FN(gemm_nc), apart = RF_PANEL;
                 }
+                for (ptrdiff_t block = 0, i = 0, rows; block < blocks; block++, i += rows) {
+                    rows = FN(block_rows)(least, larger, block);
+                    const REAL *ai = copy_a ? side + i * kc : a + (i0 + i) * ars + p * acs;
+                    const ptrdiff_t rs = copy_a ? 1 : ars, cs = copy_a ? rows : acs;
+                    REAL *ci = c + (i0 + i) * ldc + j;
+#define RF_ROWS(R, NV) \
+    case R: FN(gemm_rows)(R, NV, w, kc, ai, rs, cs, bj, ld, apart, plus, ci, ldc); break;
+                    switch (rows) {
+                        RF_ROWS(1, FN(nv1))
+                        RF_ROWS(2, FN(nv2))
+                        RF_ROWS(3, FN(nv4))
+                        RF_ROWS(4, FN(nv4))
+                        RF_ROWS(5, FN(nv6))
+                        RF_ROWS(6, FN(nv6))
+                    }
 #undef RF_ROWS
-                i += rows;
+                }
             }
         }
     }
 }
 
-/* out: [ceil(n / RF_TILE)][k][RF_TILE], zeros past n: the transpose of w [n,k] in tiles of columns,
- * so that a step of k reads whole vectors. */
-static void KN(pack)(ptrdiff_t n, ptrdiff_t k, const REAL *w, ptrdiff_t ldw, REAL *out) {
-    for (ptrdiff_t j = 0; j < n; j += RF_TILE, out += k * RF_TILE)
-        for (ptrdiff_t l = 0; l < RF_TILE; l++)
-            if (j + l < n)
-                for (ptrdiff_t p = 0; p < k; p++) out[p * RF_TILE + l] = w[(j + l) * ldw + p];
-            else
-                for (ptrdiff_t p = 0; p < k; p++) out[p * RF_TILE + l] = 0;
+/* out: [n,m] = the transpose of a: [m,n] */
+static void KN(transpose)(ptrdiff_t m, ptrdiff_t n, const REAL *a, ptrdiff_t lda, REAL *out,
+                          ptrdiff_t ldo) {
+    for (ptrdiff_t i = 0; i < m; i += VL)
+        for (ptrdiff_t j = 0; j < n; j += VL) {
+            const REAL *from = a + i * lda + j;
+            REAL *to = out + j * ldo + i;
+            const ptrdiff_t rows = m - i < VL ? m - i : VL, columns = n - j < VL ? n - j : VL;
+            if (rows == VL && columns == VL) {
+                v_t t[VL];
+RF_UNROLL
+                for (int l = 0; l < VL; l++) t[l] = v_load(from + l * lda);
+                v_transpose(t);
+RF_UNROLL
+                for (int l = 0; l < VL; l++) v_store(to + l * ldo, t[l]);
+            } else {
+                for (ptrdiff_t r = 0; r < rows; r++)
+                    for (ptrdiff_t l = 0; l < columns; l++) to[l * ldo + r] = from[r * lda + l];
+            }
+        }
+}
+
+/* The transposes of the G matrices w [n,k], zeros past n, so that a step of k reads whole vectors:
+ * G = 1: [ceil(n / RF_PANEL)][k][RF_PANEL]; more: [ceil(n / RF_TILE)][k][G][RF_TILE], gates side by
+ * side. */
+static void KN(pack)(ptrdiff_t G, ptrdiff_t n, ptrdiff_t k, const REAL *w, ptrdiff_t ldw, REAL *out) {
+    const ptrdiff_t wide = G == 1 ? RF_PANEL : RF_TILE;
+    for (ptrdiff_t j = 0; j < n; j += wide)
+        for (ptrdiff_t g = 0; g < G; g++)
+            for (ptrdiff_t v = j; v < j + wide; v += VL) {
+                const REAL *from = w + (g * n + v) * ldw;
+                REAL *to = out + j * k * G + g * wide + (v - j);
+                const ptrdiff_t rows = n - v < 0 ? 0 : n - v < VL ? n - v : VL;
+                ptrdiff_t p = 0;
+                if (rows == VL)
+                    for (; p + VL <= k; p += VL) {
+                        v_t t[VL];
+RF_UNROLL
+                        for (int l = 0; l < VL; l++) t[l] = v_load(from + l * ldw + p);
+                        v_transpose(t);
+RF_UNROLL
+                        for (int l = 0; l < VL; l++) v_store(to + (p + l) * G * wide, t[l]);
+                    }
+                for (; p < k; p++) {
+                    REAL *at = to + p * G * wide;
+                    for (ptrdiff_t l = 0; l < VL; l++) at[l] = l < rows ? from[l * ldw + p] : 0;
+                }
+            }
 }
 
 /* ---- optimisers ----------------------------------------------------------------------------- */

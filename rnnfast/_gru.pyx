@@ -8,7 +8,7 @@ from libc.string cimport memcpy, memset
 
 from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
-from rnnfast._product cimport gemm, gemm_weights, pack, packed_data
+from rnnfast._product cimport gemm, gemm_weights, inside, pack, packed_data
 from rnnfast._seq cimport Packed, data, optional, time_of
 from rnnfast._types cimport real_t
 
@@ -35,8 +35,11 @@ cdef double EPS = 1e-5  # layer norm's epsilon, as in reference.sequence
 cdef struct Gru:
     Packed q
     K.rf_act gate
-    Py_ssize_t H, ldy
+    Py_ssize_t H, ldy, inputs, lds
     void *w_hh          # [3H, H]
+    void *x             # [N, I] where a step reads its inputs itself
+    void *packed_ih     # and W_ih packed with all gates
+    void *start         # where the chains begin: [3H] with lds = 0, or ax
     void *packed_hh     # packed W_hh; reset before the product: its r and z
     void *packed_n      # and its n
     void *gain_hh       # [3H]
@@ -46,6 +49,7 @@ cdef struct Gru:
     void *u             # [N, H] u_n, reset after
     void *rh            # [N, H] r h, reset before, or [B, H] scratch
     void *h             # [B, H] state; backward: dE/dh
+    void *next          # [B, H] scratch: the new state while the old one is read
     void *h_prev        # [N, H]
     void *mask          # [B, H] of recurrent dropout
     void *hm            # [N, H] what W_hh reads; h_prev itself without a mask, scratch [B, H]
@@ -81,16 +85,27 @@ cdef void forward_after(const Gru *s, const real_t *w_hh) noexcept nogil:
     cdef const real_t *hm
     cdef real_t *ax
     cdef real_t *a
+    cdef real_t *y
     cdef real_t *bias_n = <real_t *>s.bias_n
+    cdef bint whole = s.packed_hh != NULL and s.gain_hh == NULL  # the step in one kernel
     for i in range(s.q.T):
         t = time_of(&s.q, i)
         n = s.q.sizes[t]
         row = s.q.offsets[t]
         kept = row if s.keep else 0
-        ax = <real_t *>s.ax + row * 3 * H
-        a = <real_t *>s.gates + kept * 3 * H
+        ax = <real_t *>s.ax + row * 3 * H if s.ax != NULL else NULL
+        a = <real_t *>s.gates + kept * 3 * H if s.gates != NULL else NULL
+        y = <real_t *>s.y + row * s.ldy
         _seq.zero_reset_rows(&s.q, t, H, h)
         hm = masked(s, n, row, h)
+        if whole:
+            K.gru_step(n, H, 0, H, s.gate, s.inputs, <real_t *>s.x + row * s.inputs if s.x != NULL else NULL,
+                       <real_t *>s.packed_ih, ax if s.lds else <real_t *>s.start, s.lds, bias_n, hm,
+                       <real_t *>s.packed_hh, h, a if s.keep else NULL,
+                       <real_t *>s.u + row * H if s.keep else NULL, <real_t *>s.next, y,
+                       s.ldy)  # F1 .. F5
+            memcpy(h, s.next, n * H * sizeof(real_t))
+            continue
         for b in range(n):
             memcpy(a + b * 3 * H, ax + b * 3 * H, 2 * H * sizeof(real_t))
             _seq.fill_rows(1, H, bias_n, a + b * 3 * H + 2 * H)
@@ -101,9 +116,9 @@ cdef void forward_after(const Gru *s, const real_t *w_hh) noexcept nogil:
                                  <real_t *>NULL, <real_t *>s.hhat + kept * 3 * H,
                                  <real_t *>s.h_rstd + kept, a, True)  # F2
         else:
-            gemm_weights(n, 3 * H, H, hm, H, w_hh, <real_t *>s.packed_hh, <real_t>1, a, 3 * H)  # F2
+            gemm_weights(n, 3 * H, H, hm, H, w_hh, NULL, <real_t>1, a, 3 * H)  # F2
         K.gru_forward(n, H, s.gate, a, ax, <real_t *>s.u + row * H if s.keep else NULL, h,
-                      <real_t *>s.y + row * s.ldy, s.ldy)  # F3, F4, F5
+                      y, s.ldy)  # F3, F4, F5
 
 
 cdef void forward_before(const Gru *s, const real_t *w_hh) noexcept nogil:
@@ -235,7 +250,10 @@ def gru_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, reset_a
     optional(b_hh, "b_hh", num, (3 * H,))
     h = h0.copy()
     y = np.empty((N, H), dtype) if out is None else out
-    packed_hh = pack(w_hh if after else w_hh[:2 * H])
+    cdef bint inputs_inside = after and norm is None and inside(x, s.q.T)
+    packed_ih = pack(w_ih, 3) if inputs_inside else None
+    packed_hh = pack(w_hh if after else w_hh[:2 * H], 3 if after and norm is None else 1)
+    s.packed_ih = packed_data(packed_ih)
     packed_n = None if after else pack(w_hh[2 * H:])
     s.packed_hh = packed_data(packed_hh)
     s.packed_n = packed_data(packed_n)
@@ -244,7 +262,14 @@ def gru_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, reset_a
     s.keep = keep
     bias, bias_n = gru_bias(b_ih, b_hh, reset_after)
     kept = {}
-    ax = input_product(x, w_ih, bias if norm is None else None)  # F1
+    if inputs_inside:
+        ax, s.inputs, s.lds = None, w_ih.shape[1], 0
+        s.x = data(x, "x", num, (N, s.inputs))
+        s.start = optional(bias, "bias", num, (3 * H,))
+    else:
+        ax = input_product(x, w_ih, bias if norm is None else None)  # F1
+        s.x = s.start = NULL
+        s.inputs, s.lds = 0, 3 * H
     if norm is not None:
         ax, kept["xhat"], x_rstd = layer_norm_forward(ax, norm[0], bias)  # F1
         kept["x_rstd"] = x_rstd[:, None]
@@ -258,7 +283,9 @@ def gru_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, reset_a
     kept["u" if after else "rh"] = np.empty((R, H), dtype)
     gates = np.empty((R, 3 * H), dtype) if after else ax
     ah = np.empty((B, 3 * H), dtype) if norm is not None else None
-    s.ax = data(ax, "ax", num, (N, 3 * H))
+    s.ax = optional(ax, "ax", num, (N, 3 * H))
+    new = np.empty((B, H), dtype)
+    s.next = data(new, "new", num, (B, H))
     s.gates = data(gates, "gates", num, (R if after else N, 3 * H))
     s.bias_n = optional(bias_n, "bias_n", num, (H,))
     s.u = optional(kept.get("u"), "u", num, (R, H))

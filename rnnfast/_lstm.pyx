@@ -8,7 +8,7 @@ from libc.string cimport memcpy
 
 from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
-from rnnfast._product cimport gemm, gemm_weights, pack, packed_data
+from rnnfast._product cimport gemm, gemm_weights, inside, pack, packed_data
 from rnnfast._seq cimport Packed, data, optional, time_of
 from rnnfast._types cimport real_t
 
@@ -36,9 +36,12 @@ cdef struct Lstm:
     Packed q
     K.rf_lstm opt
     Py_ssize_t H, P, G
-    Py_ssize_t ldy
+    Py_ssize_t ldy, inputs, lds
     void *w_hh          # [G H, P]
     void *w_hr          # [P, H]
+    void *x             # [N, I] where a step reads its inputs itself
+    void *packed_ih     # and W_ih packed with all gates
+    void *start         # where the chains begin: [G H] with lds = 0, or a
     void *packed_hh     # both weights packed, where the engine wants them so
     void *packed_hr
     void *peephole      # [3, H]
@@ -48,6 +51,7 @@ cdef struct Lstm:
     void *gain_c        # [H]
     void *bias_c        # [H]
     void *h             # [B, P] state; backward: dE/dh
+    void *next          # [B, P] scratch: the new state while the old one is read
     void *c             # [B, H] state; backward: dE/dc
     void *a             # [N, G H] in pre-activations from F1, out gates
     void *h_prev        # [N, P]
@@ -86,12 +90,13 @@ cdef void forward(const Lstm *s, const real_t *w_hh) noexcept nogil:
     cdef real_t *y
     cdef real_t *tanh_c
     cdef bint projected = s.w_hr != NULL, normed = s.gain_hh != NULL
+    cdef bint whole = s.packed_hh != NULL and not normed  # the step in one kernel
     for i in range(s.q.T):
         t = time_of(&s.q, i)
         n = s.q.sizes[t]
         row = s.q.offsets[t]
         kept = row if s.keep else 0
-        a = <real_t *>s.a + row * W
+        a = at(s.a, row * W, w_hh)
         y = <real_t *>s.y + row * s.ldy
         _seq.zero_reset_rows(&s.q, t, P, h)
         _seq.zero_reset_rows(&s.q, t, H, c)
@@ -100,16 +105,20 @@ cdef void forward(const Lstm *s, const real_t *w_hh) noexcept nogil:
         if s.keep:
             memcpy(<real_t *>s.h_prev + row * P, hm, n * P * sizeof(real_t))
             memcpy(<real_t *>s.c_prev + row * H, c, n * H * sizeof(real_t))
-        if normed:
+        out = <real_t *>s.m + kept * H if projected else <real_t *>s.next if whole else h
+        tanh_c = at(s.tanh_c, kept * H, w_hh)
+        if whole:
+            K.lstm_step(n, H, 0, H, &s.opt, s.inputs, at(s.x, row * s.inputs, w_hh), <real_t *>s.packed_ih,
+                        a if s.lds else <real_t *>s.start, s.lds, P, hm, <real_t *>s.packed_hh,
+                        <real_t *>s.peephole, c, a if s.keep else NULL, tanh_c, out,
+                        y if not projected else NULL, s.ldy)  # F1 .. F5
+            if not projected:
+                memcpy(h, out, n * H * sizeof(real_t))
+        elif normed:
             gemm_weights(n, W, P, hm, P, w_hh, <real_t *>s.packed_hh, <real_t>0, <real_t *>s.ah, W)
             K.layer_norm_forward(n, W, <real_t>EPS, <real_t *>s.ah, <real_t *>s.gain_hh,
                                  <real_t *>NULL, <real_t *>s.hhat + kept * W,
                                  <real_t *>s.h_rstd + kept, a, True)  # F2
-        else:
-            gemm_weights(n, W, P, hm, P, w_hh, <real_t *>s.packed_hh, <real_t>1, a, W)  # F2
-        out = <real_t *>s.m + kept * H if projected else h
-        tanh_c = at(s.tanh_c, kept * H, w_hh)
-        if normed:
             K.lstm_forward(n, H, &s.opt, a, <real_t *>s.peephole, c, <real_t *>NULL,
                            <real_t *>NULL, <real_t *>NULL, 0)  # F3, F4
             K.layer_norm_forward(n, H, <real_t>EPS, c, <real_t *>s.gain_c, <real_t *>s.bias_c,
@@ -118,6 +127,7 @@ cdef void forward(const Lstm *s, const real_t *w_hh) noexcept nogil:
             K.lstm_output(n, H, &s.opt, a, <real_t *>s.cn, tanh_c, out,
                           y if not projected else NULL, s.ldy)  # F5
         else:
+            gemm_weights(n, W, P, hm, P, w_hh, NULL, <real_t>1, a, W)  # F2
             K.lstm_forward(n, H, &s.opt, a, <real_t *>s.peephole, c, tanh_c, out,
                            y if not projected else NULL, s.ldy)  # F3, F4, F5
         if s.c_t != NULL:
@@ -220,7 +230,11 @@ def lstm_forward(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih=None, b_hh=None, *, w_
     data(c0, "c0", num, (B, H))
     h, c = h0.copy(), c0.copy()
     y = np.empty((N, P), w_hh.dtype) if out is None else out
-    packed_hh, packed_hr = pack(w_hh), pack(w_hr)
+    cdef Py_ssize_t G = s.G
+    cdef bint inputs_inside = norm is None and inside(x, s.q.T)
+    packed_ih = pack(w_ih, G) if inputs_inside else None
+    packed_hh, packed_hr = pack(w_hh, G if norm is None else 1), pack(w_hr)
+    s.packed_ih = packed_data(packed_ih)
     s.packed_hh = packed_data(packed_hh)
     s.packed_hr = packed_data(packed_hr)
     s.y = _seq.strided(y, "out", num, N, P, &ldy)
@@ -231,7 +245,16 @@ def lstm_forward(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih=None, b_hh=None, *, w_
     optional(bias, "bias", num, (W,))
     data(w_ih, "w_ih", num, (W, w_ih.shape[1]))
     kept = {}
-    a = input_product(x, w_ih, bias if norm is None else None)  # F1
+    if inputs_inside:
+        a = np.empty((N, W), w_hh.dtype) if keep else None
+        s.inputs = w_ih.shape[1]
+        s.x = data(x, "x", num, (N, s.inputs))
+        s.start = optional(bias, "bias", num, (W,))
+        s.lds = 0
+    else:
+        a = input_product(x, w_ih, bias if norm is None else None)  # F1
+        s.x = s.start = NULL
+        s.inputs, s.lds = 0, W
     if norm is not None:
         a, kept["xhat"], x_rstd = layer_norm_forward(a, norm[0], bias)  # F1
         kept["x_rstd"] = x_rstd[:, None]
@@ -244,8 +267,10 @@ def lstm_forward(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih=None, b_hh=None, *, w_
         return kept[name]
 
     cdef Py_ssize_t R = N if keep else B
-    s.a = data(a, "a", num, (N, W))
+    s.a = optional(a, "a", num, (N, W))
     s.h = data(h, "h", num, (B, P))
+    new = np.empty((B, P), w_hh.dtype)
+    s.next = data(new, "new", num, (B, P))
     hm = h if h_mask is None else np.empty((B, P), w_hh.dtype)
     s.hm = data(hm, "hm", num, (B, P))
     s.c = data(c, "c", num, (B, H))

@@ -17,7 +17,12 @@ from rnnfast._types cimport real_t
 
 cnp.import_array()
 
-cdef Py_ssize_t TILE = 16     # RF_TILE of csrc/kernels_tmpl.h
+cdef Py_ssize_t PANEL = 64    # RF_PANEL and RF_TILE of csrc/kernels_tmpl.h
+cdef Py_ssize_t TILE = 16
+# From so many rows a step, and up to so many inputs, a step's kernel reads the inputs itself:
+# measured, docs/performance.md
+cdef Py_ssize_t ROWS_INSIDE = 4
+cdef Py_ssize_t INPUTS_INSIDE = 32
 cdef bint fixed = False
 cdef bint used = False
 cdef gemm_f32 blas_f32 = NULL
@@ -51,11 +56,15 @@ def get_fixed_order():
     return fixed
 
 
+cdef bint is_fixed() noexcept:
+    return fixed
+
+
 cdef void gemm(bint ta, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const real_t *a, Py_ssize_t lda,
                const real_t *b, Py_ssize_t ldb, real_t beta, real_t *c,
                Py_ssize_t ldc) noexcept nogil:
     if fixed:
-        K.gemm(m, n, k, a, 1 if ta else lda, lda if ta else 1, b, ldb, TILE, beta != 0, c, ldc)
+        K.gemm(m, n, k, a, 1 if ta else lda, lda if ta else 1, b, ldb, PANEL, beta != 0, c, ldc)
     elif real_t is float:
         blas_f32(ta, False, m, n, k, a, lda, b, ldb, beta, c, ldc)
     else:
@@ -66,26 +75,32 @@ cdef void gemm_weights(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const real_t *a
                        const real_t *w, const real_t *packed, real_t beta, real_t *c,
                        Py_ssize_t ldc) noexcept nogil:
     if packed != NULL:
-        K.gemm(m, n, k, a, lda, 1, packed, TILE, TILE * k, beta != 0, c, ldc)
+        K.gemm(m, n, k, a, lda, 1, packed, PANEL, PANEL * k, beta != 0, c, ldc)
     elif real_t is float:
         blas_f32(False, True, m, n, k, a, lda, w, k, beta, c, ldc)
     else:
         blas_f64(False, True, m, n, k, a, lda, w, k, beta, c, ldc)
 
 
-cdef object pack(object w):
-    """W [n,k] in tiles of 16 columns of its transpose, for `gemm_weights`; None with BLAS or
-    without W."""
+cdef bint inside(object x, Py_ssize_t T):
+    """Whether a step is to multiply its inputs itself: true where many rows share its weights, and
+    where there are so few inputs that storing and reading the sums costs more than the product."""
+    return fixed and x.ndim == 2 and (len(x) >= ROWS_INSIDE * T or x.shape[1] <= INPUTS_INSIDE)
+
+
+cdef object pack(object w, Py_ssize_t gates=1):
+    """W [gates n, k] as `K.pack` has it: for `gemm_weights` (gates = 1) and the kernels of whole
+    steps; None with BLAS or without W."""
     if not fixed or w is None:
         return None
-    cdef Py_ssize_t n = w.shape[0], k = w.shape[1]
+    cdef Py_ssize_t n = w.shape[0] // gates, k = w.shape[1], wide = PANEL if gates == 1 else TILE
     cdef int num = _seq.typenum(w)
-    cdef void *source = _seq.data(w, "weights", num, (n, k))
-    cdef cnp.ndarray out = np.empty((n + TILE - 1) // TILE * TILE * k, w.dtype)
+    cdef void *source = _seq.data(w, "weights", num, (gates * n, k))
+    cdef cnp.ndarray out = np.empty((n + wide - 1) // wide * wide * k * gates, w.dtype)
     if num == cnp.NPY_FLOAT:
-        K.pack(n, k, <float *>source, k, <float *>cnp.PyArray_DATA(out))
+        K.pack(gates, n, k, <float *>source, k, <float *>cnp.PyArray_DATA(out))
     else:
-        K.pack(n, k, <double *>source, k, <double *>cnp.PyArray_DATA(out))
+        K.pack(gates, n, k, <double *>source, k, <double *>cnp.PyArray_DATA(out))
     return out
 
 

@@ -8,7 +8,7 @@ from libc.string cimport memcpy
 
 from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
-from rnnfast._product cimport gemm, gemm_weights, pack, packed_data
+from rnnfast._product cimport gemm, gemm_weights, inside, pack, packed_data
 from rnnfast._seq cimport Packed, data, optional, time_of
 from rnnfast._types cimport real_t
 
@@ -27,11 +27,15 @@ _product.ready()
 
 
 cdef void forward(const Packed *q, Py_ssize_t H, K.rf_act f, const real_t *w_hh,
-                  const real_t *packed, real_t *a, real_t *h, const real_t *mask, real_t *hm,
-                  real_t *h_prev, real_t *y, Py_ssize_t ldy) noexcept nogil:
-    """a: [N,H] W_ih x + b; h: [B,H] state, in and out; mask: [B,H] or NULL; hm: [B,H] scratch for
-    the masked state, h itself without a mask; h_prev: [N,H] out, or NULL."""
+                  const real_t *packed, real_t *a, Py_ssize_t I, const real_t *x,
+                  const real_t *packed_ih, const real_t *start, real_t *h, const real_t *mask,
+                  real_t *hm, real_t *new, real_t *h_prev, real_t *y,
+                  Py_ssize_t ldy) noexcept nogil:
+    """a: [N,H] W_ih x + b, or NULL where the steps read x: [N,I] themselves and their chains begin
+    at start: [H] or NULL; h: [B,H] state, in and out; mask: [B,H] or NULL; hm: [B,H] scratch for
+    the masked state, h itself without a mask; new: [B,H] scratch; h_prev: [N,H] out, or NULL."""
     cdef Py_ssize_t s, t, n, row
+    cdef const real_t *x_t
     for s in range(q.T):
         t = time_of(q, s)
         n = q.sizes[t]
@@ -41,7 +45,13 @@ cdef void forward(const Packed *q, Py_ssize_t H, K.rf_act f, const real_t *w_hh,
             K.multiply(n * H, h, mask, hm)
         if h_prev != NULL:
             memcpy(h_prev + row * H, hm, n * H * sizeof(real_t))
-        gemm_weights(n, H, H, hm, H, w_hh, packed, <real_t>1, a + row * H, H)  # F2
+        if packed != NULL:
+            x_t = x + row * I if a == NULL else NULL
+            K.rnn_step(n, H, 0, H, f, I, x_t, packed_ih, start if a == NULL else a + row * H,
+                       0 if a == NULL else H, hm, packed, new, y + row * ldy, ldy)  # F1 .. F3
+            memcpy(h, new, n * H * sizeof(real_t))
+            continue
+        gemm_weights(n, H, H, hm, H, w_hh, NULL, <real_t>1, a + row * H, H)  # F2
         K.rnn_forward(n, H, f, a + row * H, h, y + row * ldy, ldy)  # F3
 
 
@@ -80,21 +90,32 @@ def rnn_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonline
     hm = h if h_mask is None else np.empty((B, H), w_hh.dtype)
     cdef void *pm = optional(h_mask, "h_mask", num, (B, H))
     cdef void *phm = data(hm, "hm", num, (B, H))
-    a = input_product(x, w_ih, total_bias(b_ih, b_hh))  # F1
-    packed = pack(w_hh)
+    cdef Py_ssize_t I = w_ih.shape[1]
+    data(w_ih, "w_ih", num, (H, I))
+    cdef bint inputs_inside = inside(x, q.T)
+    bias = total_bias(b_ih, b_hh)
+    a = None if inputs_inside else input_product(x, w_ih, bias)  # F1
+    packed, packed_ih = pack(w_hh), pack(w_ih) if inputs_inside else None
+    new = np.empty((B, H), w_hh.dtype)
     cdef void *pp = packed_data(packed)
-    cdef void *pa = data(a, "a", num, (N, H))
+    cdef void *pi = packed_data(packed_ih)
+    cdef void *px = data(x, "x", num, (N, I)) if inputs_inside else NULL
+    cdef void *pb = optional(bias, "bias", num, (H,))
+    cdef void *pn = data(new, "new", num, (B, H))
+    cdef void *pa = optional(a, "a", num, (N, H))
     cdef void *ph = data(h, "h", num, (B, H))
     cdef void *php = optional(h_prev, "h_prev", num, (N, H))
     cdef K.rf_fpmode mode
     with nogil:
         mode = K.enter()
         if num == cnp.NPY_FLOAT:
-            forward[float](&q, H, f, <float *>w, <float *>pp, <float *>pa, <float *>ph, <float *>pm,
-                           <float *>phm, <float *>php, <float *>py, ldy)
+            forward[float](&q, H, f, <float *>w, <float *>pp, <float *>pa, I, <float *>px,
+                           <float *>pi, <float *>pb, <float *>ph, <float *>pm, <float *>phm,
+                           <float *>pn, <float *>php, <float *>py, ldy)
         else:
-            forward[double](&q, H, f, <double *>w, <double *>pp, <double *>pa, <double *>ph,
-                            <double *>pm, <double *>phm, <double *>php, <double *>py, ldy)
+            forward[double](&q, H, f, <double *>w, <double *>pp, <double *>pa, I, <double *>px,
+                            <double *>pi, <double *>pb, <double *>ph, <double *>pm, <double *>phm,
+                            <double *>pn, <double *>php, <double *>py, ldy)
         K.leave(mode)
     if not keep:
         return y, h, None

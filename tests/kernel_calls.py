@@ -81,7 +81,7 @@ def ctype(kind, real):
 class Guarded:
     """Some pages of memory with a page before and after them that nobody may touch."""
 
-    PAGES, FILL = 2, 0xA5
+    PAGES, FILL = 40, 0xA5
 
     def __init__(self):
         page = mmap.PAGESIZE
@@ -761,15 +761,15 @@ def _(source):
     for m, n, k in shapes:
         add, transposed, packed = (int(source.rng.integers(2)) for _ in range(3))
         a, b, c = source(m, k), source(k, n), source(m, n)
-        tiles = -(-n // 16)
-        wide = np.zeros((k, tiles * 16), b.dtype)
+        panels = -(-n // PANEL)
+        wide = np.zeros((k, panels * PANEL), b.dtype)
         wide[:, :n] = b
-        as_tiles = np.ascontiguousarray(wide.reshape(k, tiles, 16).swapaxes(0, 1)).ravel()
+        as_panels = np.ascontiguousarray(wide.reshape(k, panels, PANEL).swapaxes(0, 1)).ravel()
         args = {"m": m, "n": n, "k": k,
                 "a": np.ascontiguousarray(a.T if transposed else a).ravel(),
                 "ars": 1 if transposed else k, "acs": m if transposed else 1,
-                "b": as_tiles if packed else Rows(b, n + 2), "ldb": 16 if packed else n + 2,
-                "tile": 16 * k if packed else 16, "add": add, "c": Rows(c, n + 3),
+                "b": as_panels if packed else Rows(b, n + 2), "ldb": PANEL if packed else n + 2,
+                "panel": PANEL * k if packed else PANEL, "add": add, "c": Rows(c, n + 3),
                 "ldc": n + 3}  # fmt: skip
 
         def expected(ar, a=a, b=b, c=c, add=add):
@@ -779,15 +779,165 @@ def _(source):
         yield args, expected
 
 
+PANEL, TILE = 64, 16  # of packed weights
+
+
+def packed(w, gates):
+    """The transposes of `gates` matrices under each other, as the kernel `pack` has them."""
+    n, k = len(w) // gates, w.shape[1]
+    wide = PANEL if gates == 1 else TILE
+    out = np.zeros((-(-n // wide), k, gates, wide), w.dtype)
+    for g in range(gates):
+        for j in range(n):
+            out[j // wide, :, g, j % wide] = w[g * n + j]
+    return out.ravel()
+
+
 @case("pack")
 def _(source):
-    for n, k in [(0, 3), (1, 1), (16, 4), (17, 3), (35, 5)]:
-        w = source(n, k)
-        out = np.zeros((-(-n // 16), k, 16), w.dtype)
-        for j in range(n):
-            out[j // 16, :, j % 16] = w[j]
-        yield ({"n": n, "k": k, "w": Rows(w, k + 2), "ldw": k + 2, "out": source.blank(out.size)},
-               lambda ar, out=out: {"out": out.ravel()})  # fmt: skip
+    shapes = [(1, 0, 3), (1, 1, 1), (1, 64, 4), (1, 67, 3), (4, 16, 17), (3, 35, 5), (4, 5, 18)]
+    for gates, n, k in shapes:
+        w = source(gates * n, k)
+        out = packed(w, gates)
+        yield ({"G": gates, "n": n, "k": k, "w": Rows(w, k + 2), "ldw": k + 2,
+                "out": source.blank(out.size)}, lambda ar, out=out: {"out": out})  # fmt: skip
+
+
+@case("transpose")
+def _(source):
+    for m, n in [(0, 3), (1, 1), (16, 16), (17, 33), (35, 5)]:
+        a = source(m, n)
+        yield ({"m": m, "n": n, "a": Rows(a, n + 2), "lda": n + 2,
+                "out": Rows(source.blank(n, m), m + 3), "ldo": m + 3},
+               lambda ar, a=a: {"out": a.T})  # fmt: skip
+
+
+# n, H and inputs of the kernels of whole steps: every number of rows of a tile, alone and among
+# others; parts of vectors, several vectors and tiles
+STEPS = [(0, 3, 2), (1, 1, 1), (1, 35, 2), (1, 64, 1), (2, 33, 0), (2, 16, 3), (3, 40, 1), (4, 17, 2),
+         (5, 16, 1), (6, 9, 2), (7, 20, 1), (8, 16, 1), (13, 5, 3)]  # fmt: skip
+
+
+def step_inputs(source, shape, gates, P):
+    """What the steps have in common, and the chains' values by gate: a function of an arithmetic."""
+    n, H, inputs = shape
+    x, h = source(n, inputs, scale=0.7), source(n, P, scale=0.7)
+    w_ih, w_hh = source(gates * H, inputs, scale=0.5), source(gates * H, P, scale=0.5)
+    kind = source.pick("none", "bias", "rows")
+    start = {"none": None, "bias": source(gates * H), "rows": source(n, gates * H)}[kind]
+    first, last = (0, H) if H <= TILE or source.rng.integers(2) else (TILE, H)
+    args = {"n": n, "H": H, "first": first, "last": last, "inputs": inputs, "x": x,
+            "wx": packed(w_ih, gates) if inputs else None, "start": start,
+            "lds": gates * H if kind == "rows" else 0, "h": h,
+            "wh": packed(w_hh, gates)}  # fmt: skip
+
+    def products(ar, bias_n=None):
+        """Pre-activations; with `bias_n`, the last third's two chains apart."""
+        fused = Fused(ar.denormals)
+        begin = np.zeros((n, gates * H), x.dtype)
+        if start is not None:
+            begin[...] = start
+        a = np.asarray(fused.matmul(x, w_ih.T, begin)) if inputs else begin
+        if bias_n is None:
+            return np.split(ar.array(fused.matmul(h, w_hh.T, a)), gates, axis=1)
+        second = a.copy()
+        second[:, 2 * H :] = bias_n
+        r, z, u = np.split(ar.array(fused.matmul(h, w_hh.T, second)), 3, axis=1)
+        return r, z, u, ar.array(a[:, 2 * H :])
+
+    def only(new, old):
+        """Units first..last-1 of every gate of `new`, the others as they were."""
+        if new is None:
+            return None
+        out = np.array(old)
+        for at in range(0, out.shape[1], H) if H else ():
+            out[:, at + first : at + last] = np.asarray(new)[:, at + first : at + last]
+        return out
+
+    return args, products, only
+
+
+@case("rnn_step")
+def _(source):
+    for shape in STEPS:
+        n, H, _ = shape
+        args, products, only = step_inputs(source, shape, 1, H)
+        act = source.pick(*ACTS)
+        y, ldy = maybe_rows(source, source.pick(*BOTH), n, H, source.blank)
+
+        def expected(ar, act=act, y=y, products=products, only=only, blank=source.blank(n, H)):
+            h = only(ar.activation(act, products(ar)[0]), blank)
+            return {"out": h, "y": None if y is None else h}
+
+        yield {**args, "act": act, "out": source.blank(n, H), "y": y, "ldy": ldy}, expected
+
+
+@case("lstm_step")
+def _(source):
+    for shape in STEPS:
+        n, H, _ = shape
+        opt = {"gate": source.pick(*GATES), "coupled": source.pick(*BOTH),
+               "clip": source.pick(0.0, 0.7)}  # fmt: skip
+        if source.rng.integers(2):
+            opt = {"gate": "sigmoid", "coupled": False, "clip": 0.0}
+        G, P = 3 if opt["coupled"] else 4, source.pick(H, H + 2)
+        args, products, only = step_inputs(source, shape, G, P)
+        p = source(3, H) if source.rng.integers(2) else None
+        c, keep = source(n, H), source.pick(*BOTH)
+        y, ldy = maybe_rows(source, source.pick(*BOTH), n, H, source.blank)
+
+        def expected(ar, c=c, p=p, y=y, keep=keep, opt=opt, products=products, only=only,
+                     blank=source.blank(n, H), blanks=source.blank(n, G * H)):  # fmt: skip
+            a_i, *a_f, a_g, a_o = products(ar)
+            before, c = c, ar.array(c)
+            if p is not None:
+                a_i, a_f = ar.fma(p[0], c, a_i), [ar.fma(p[1], c, z) for z in a_f]
+            i = ar.activation(opt["gate"], a_i)
+            f = 1 - i if opt["coupled"] else ar.activation(opt["gate"], a_f[0])
+            g = ar.tanh(a_g)
+            c = ar.fma(f, c, i * g)
+            if opt["clip"] > 0:
+                c = ar.array(clamp(c, c.dtype.type(opt["clip"])))
+            if p is not None:
+                a_o = ar.fma(p[2], c, a_o)
+            o = ar.activation(opt["gate"], a_o)
+            gates = np.concatenate([i, g, o] if opt["coupled"] else [i, f, g, o], axis=1)
+            tanh_c = ar.tanh(c)
+            h = only(o * tanh_c, blank)
+            return {"c": only(c, before), "gates": only(gates, blanks) if keep else None,
+                    "tanh_c": only(tanh_c, blank) if keep else None, "out": h,
+                    "y": None if y is None else h}  # fmt: skip
+
+        yield {**args, "opt": opt, "P": P, "peephole": p, "c": c,
+               "gates": source.blank(n, G * H) if keep else None,
+               "tanh_c": source.blank(n, H) if keep else None, "out": source.blank(n, H), "y": y,
+               "ldy": ldy}, expected  # fmt: skip
+
+
+@case("gru_step")
+def _(source):
+    for shape in STEPS:
+        n, H, _ = shape
+        args, products, only = step_inputs(source, shape, 3, H)
+        gate, keep, bias_n = source.pick(*GATES), source.pick(*BOTH), source(H)
+        h = source(n, H)
+        y, ldy = maybe_rows(source, source.pick(*BOTH), n, H, source.blank)
+
+        def expected(ar, h=h, y=y, gate=gate, keep=keep, bias_n=bias_n, products=products,
+                     only=only, blank=source.blank(n, H), blanks=source.blank(n, 3 * H)):  # fmt: skip
+            a_r, a_z, u, ax_n = products(ar, bias_n)
+            r, z = ar.activation(gate, a_r), ar.activation(gate, a_z)
+            n = ar.tanh(ar.fma(r, u, ax_n))
+            new = only(ar.fma(z, ar.array(h) - n, n), blank)
+            return {"gates": only(np.concatenate([r, z, n], axis=1), blanks) if keep else None,
+                    "u": only(u, blank) if keep else None, "out": new,
+                    "y": None if y is None else new}  # fmt: skip
+
+        args["hm"] = args.pop("h")
+        yield {**args, "gate": gate, "bias_n": bias_n, "h": h,
+               "gates": source.blank(n, 3 * H) if keep else None,
+               "u": source.blank(n, H) if keep else None, "out": source.blank(n, H), "y": y,
+               "ldy": ldy}, expected  # fmt: skip
 
 
 # ---- running ------------------------------------------------------------------------------------

@@ -54,3 +54,22 @@
                  _mm256_set1_ps(1.0f))
 
 #include "scale.h"
+
+/* 8 x 8: pairs of rows, pairs of pairs, then halves of the vectors. */
+RF_INLINE void FN(transpose)(__m256 *t) {
+    __m256 a[8], b[8];
+    for (int i = 0; i < 8; i += 2) {
+        a[i] = _mm256_unpacklo_ps(t[i], t[i + 1]);
+        a[i + 1] = _mm256_unpackhi_ps(t[i], t[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int k = 0; k < 2; k++) {
+            b[i + 2 * k] = _mm256_shuffle_ps(a[i + k], a[i + k + 2], 0x44);
+            b[i + 2 * k + 1] = _mm256_shuffle_ps(a[i + k], a[i + k + 2], 0xee);
+        }
+    for (int k = 0; k < 4; k++) {
+        t[k] = _mm256_permute2f128_ps(b[k], b[k + 4], 0x20);
+        t[k + 4] = _mm256_permute2f128_ps(b[k], b[k + 4], 0x31);
+    }
+}
+#define v_transpose(t) FN(transpose)(t)

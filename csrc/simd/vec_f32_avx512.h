@@ -55,3 +55,28 @@
 #define v_mantissa(a)                                                                    \
     _mm512_or_ps(_mm512_and_ps((a), _mm512_castsi512_ps(_mm512_set1_epi32(0x007fffff))), \
                  _mm512_set1_ps(1.0f))
+
+/* 16 x 16: pairs of rows, pairs of pairs, then quarters of the vectors, twice. */
+RF_INLINE void FN(transpose)(__m512 *t) {
+    __m512 a[16], b[16];
+    for (int i = 0; i < 16; i += 2) {
+        a[i] = _mm512_unpacklo_ps(t[i], t[i + 1]);
+        a[i + 1] = _mm512_unpackhi_ps(t[i], t[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4)
+        for (int k = 0; k < 2; k++) {
+            const __m512d p = _mm512_castps_pd(a[i + k]), q = _mm512_castps_pd(a[i + k + 2]);
+            b[i + 2 * k] = _mm512_castpd_ps(_mm512_unpacklo_pd(p, q));
+            b[i + 2 * k + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(p, q));
+        }
+    for (int i = 0; i < 16; i += 8)
+        for (int k = 0; k < 4; k++) {
+            a[i + k] = _mm512_shuffle_f32x4(b[i + k], b[i + k + 4], 0x88);
+            a[i + k + 4] = _mm512_shuffle_f32x4(b[i + k], b[i + k + 4], 0xdd);
+        }
+    for (int k = 0; k < 8; k++) {
+        t[k] = _mm512_shuffle_f32x4(a[k], a[k + 8], 0x88);
+        t[k + 8] = _mm512_shuffle_f32x4(a[k], a[k + 8], 0xdd);
+    }
+}
+#define v_transpose(t) FN(transpose)(t)

@@ -108,3 +108,5 @@ RF_INLINE float FN(rint)(float a) {
 #define v_mantissa(a) FN(from_bits)((FN(bits)(a) & 0x007fffffu) | 0x3f800000u)
 
 #include "scale.h"
+/* t[l][p] to t[p][l] for VL vectors. */
+#define v_transpose(t) ((void)(t))

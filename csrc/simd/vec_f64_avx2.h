@@ -55,3 +55,17 @@
                  _mm256_set1_pd(1.0))
 
 #include "scale.h"
+
+/* 4 x 4: pairs of rows, then halves of the vectors. */
+RF_INLINE void FN(transpose)(__m256d *t) {
+    __m256d a[4];
+    for (int i = 0; i < 4; i += 2) {
+        a[i] = _mm256_unpacklo_pd(t[i], t[i + 1]);
+        a[i + 1] = _mm256_unpackhi_pd(t[i], t[i + 1]);
+    }
+    for (int k = 0; k < 2; k++) {
+        t[k] = _mm256_permute2f128_pd(a[k], a[k + 2], 0x20);
+        t[k + 2] = _mm256_permute2f128_pd(a[k], a[k + 2], 0x31);
+    }
+}
+#define v_transpose(t) FN(transpose)(t)

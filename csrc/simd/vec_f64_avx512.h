@@ -56,3 +56,22 @@
     _mm512_or_pd(_mm512_and_pd((a), _mm512_castsi512_pd(                                 \
                                         _mm512_set1_epi64(0x000fffffffffffffLL))),       \
                  _mm512_set1_pd(1.0))
+
+/* 8 x 8: pairs of rows, then quarters of the vectors, twice. */
+RF_INLINE void FN(transpose)(__m512d *t) {
+    __m512d a[8], b[8];
+    for (int i = 0; i < 8; i += 2) {
+        a[i] = _mm512_unpacklo_pd(t[i], t[i + 1]);
+        a[i + 1] = _mm512_unpackhi_pd(t[i], t[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int k = 0; k < 2; k++) {
+            b[i + k] = _mm512_shuffle_f64x2(a[i + k], a[i + k + 2], 0x88);
+            b[i + k + 2] = _mm512_shuffle_f64x2(a[i + k], a[i + k + 2], 0xdd);
+        }
+    for (int k = 0; k < 4; k++) {
+        t[k] = _mm512_shuffle_f64x2(b[k], b[k + 4], 0x88);
+        t[k + 4] = _mm512_shuffle_f64x2(b[k], b[k + 4], 0xdd);
+    }
+}
+#define v_transpose(t) FN(transpose)(t)

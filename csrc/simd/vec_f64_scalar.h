@@ -88,3 +88,4 @@ RF_INLINE double FN(rint)(double a) {
 #define v_mantissa(a) FN(from_bits)((FN(bits)(a) & 0x000fffffffffffffu) | 0x3ff0000000000000u)
 
 #include "scale.h"
+#define v_transpose(t) ((void)(t))

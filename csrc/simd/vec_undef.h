@@ -37,3 +37,4 @@
 #undef v_scale
 #undef v_ilog2
 #undef v_mantissa
+#undef v_transpose

@@ -1,0 +1,184 @@
+/* A time step whole: a tile of R rows, all G gates and NV vectors of hidden units stays in registers
+ * while k runs over the inputs and then over the hidden units, so that every pre-activation is one
+ * chain of fma; then the gates are applied to the tile while it is in the nearest cache. Which tile
+ * an element falls into changes nothing in its chain. */
+
+/* Where the chains begin and what they run over; see kernels.inc. */
+typedef struct {
+    ptrdiff_t n, H, inputs, P, lds;
+    const REAL *x, *wx, *start, *h, *wh, *bias_n;
+} FN(chain);
+
+/* Rows of a tile, and room for the accumulators of the largest. */
+#if RF_REGISTERS == 32 && VL > 1
+enum { FN(chain_rows) = 6, FN(chain_size) = 24 * VL };
+#else
+enum { FN(chain_rows) = 3, FN(chain_size) = 16 * VL };
+#endif
+
+/* One operand: acc[g] += a[.,p] m[p,g] for p ascending; the third gate goes to acc[last]. */
+#define RF_CHAIN(k, a, packed, last)                                                          \
+    do {                                                                                      \
+        const REAL *ap = (a) + b * (k), *mp[NV];                                              \
+        const ptrdiff_t wide = G == 1 ? RF_PANEL : RF_TILE;                                    \
+        RF_UNROLL for (int v = 0; v < NV; v++)                                                \
+            mp[v] = (packed) + (j + v * VL) / wide * wide * (k) * G + (j + v * VL) % wide;    \
+        for (ptrdiff_t p = 0; p < (k); p++, ap++) {                                           \
+            RF_UNROLL for (int v = 0; v < NV; v++) {                                          \
+                RF_UNROLL for (int g = 0; g < G; g++) {                                       \
+                    const v_t m = v_load(mp[v] + g * wide);                                   \
+                    const int to = g == 2 ? (last) : g;                                       \
+                    RF_UNROLL for (int r = 0; r < R; r++)                                     \
+                        acc[to][r][v] = v_fma(v_set1(ap[r * (k)]), m, acc[to][r][v]);         \
+                }                                                                             \
+                mp[v] += G * wide;                                                            \
+            }                                                                                 \
+        }                                                                                     \
+    } while (0)
+
+/* z: R rows of G + split gates of NV * VL units. split: the x part of the third gate is kept apart, as the
+ * fourth (GRU with the reset after the product). */
+RF_INLINE void FN(chain_tile)(const int R, const int G, const int NV, const int split, ptrdiff_t w,
+                              const FN(chain) *s, ptrdiff_t b, ptrdiff_t j, REAL *z) {
+    v_t acc[4][6][8];
+    const int A = G + split;
+RF_UNROLL
+    for (int g = 0; g < G; g++)
+RF_UNROLL
+        for (int r = 0; r < R; r++)
+RF_UNROLL
+            for (int v = 0; v < NV; v++) {
+                const REAL *from = s->start + (b + r) * s->lds + g * s->H + j + v * VL;
+                acc[g == 2 && split ? 3 : g][r][v] = !s->start ? v_zero()
+                                                     : w == VL ? v_load(from) : v_loadn(from, w);
+            }
+    if (split) {
+RF_UNROLL
+        for (int v = 0; v < NV; v++) {
+            const REAL *from = s->bias_n + j + v * VL;
+            const v_t first = !s->bias_n ? v_zero() : w == VL ? v_load(from) : v_loadn(from, w);
+RF_UNROLL
+            for (int r = 0; r < R; r++) acc[2][r][v] = first;
+        }
+    }
+    if (s->wx) RF_CHAIN(s->inputs, s->x, s->wx, split ? 3 : 2);
+    RF_CHAIN(s->P, s->h, s->wh, 2);
+RF_UNROLL
+    for (int r = 0; r < R; r++)
+RF_UNROLL
+        for (int g = 0; g < A; g++)
+RF_UNROLL
+            for (int v = 0; v < NV; v++) v_store(z + ((r * A + g) * NV + v) * VL, acc[g][r][v]);
+}
+#undef RF_CHAIN
+
+/* Register tiles: the vectors of units that fit beside 1, 2, 3 and more rows, for one gate, for
+ * three and four, and for three of which one is split. */
+#if VL == 1 || RF_REGISTERS == 16
+#define RF_NV1 8, 4, 4, 4
+#define RF_NV3 4, 2, 1, 1
+#define RF_NV4 2, 1, 1, 1
+#else
+#define RF_NV1 8, 8, 4, 4
+#define RF_NV3 4, 2, 2, 1
+#define RF_NV4 4, 2, 2, 1
+#endif
+
+#define RF_CHAIN_FUNCTION(name, G, split, NV1, NV2, NV3, NV4)                                  \
+    static void FN(name)(ptrdiff_t rows, int wide, ptrdiff_t w, const FN(chain) *s, ptrdiff_t b, \
+                         ptrdiff_t j, REAL *z) {                                               \
+        switch (rows) {                                                                        \
+            RF_ROWS(1, G, NV1, split)                                                          \
+            RF_ROWS(2, G, NV2, split)                                                          \
+            RF_ROWS(3, G, NV3, split)                                                          \
+            RF_MORE_ROWS(G, NV4, split)                                                        \
+        }                                                                                      \
+    }                                                                                          \
+    RF_INLINE int FN(name##_nv)(ptrdiff_t n) {                                                 \
+        return n == 1 ? NV1 : n == 2 ? NV2 : n == 3 ? NV3 : NV4;                               \
+    }
+#define RF_ROWS(R, G, NV, split)                                                               \
+    case R:                                                                                    \
+        if (wide && NV > 1) FN(chain_tile)(R, G, NV, split, VL, s, b, j, z);                   \
+        else if (w == VL) FN(chain_tile)(R, G, 1, split, VL, s, b, j, z);                      \
+        else FN(chain_tile)(R, G, 1, split, w, s, b, j, z);                                    \
+        break;
+#if RF_REGISTERS == 32 && VL > 1
+#define RF_MORE_ROWS(G, NV, split) \
+    RF_ROWS(4, G, NV, split) RF_ROWS(5, G, NV, split) RF_ROWS(6, G, NV, split)
+#else
+#define RF_MORE_ROWS(G, NV, split)
+#endif
+#define RF_CHAINS(...) RF_CHAIN_FUNCTION(__VA_ARGS__)
+RF_CHAINS(chain1, 1, 0, RF_NV1)
+RF_CHAINS(chain3, 3, 0, RF_NV3)
+RF_CHAINS(chain3_split, 3, 1, RF_NV4)
+RF_CHAINS(chain4, 4, 0, RF_NV4)
+#undef RF_CHAINS
+#undef RF_MORE_ROWS
+#undef RF_ROWS
+#undef RF_CHAIN_FUNCTION
+#undef RF_NV1
+#undef RF_NV3
+#undef RF_NV4
+
+/* Runs its body for every tile: `rows` rows from b and `units` units from j, their pre-activations
+ * in z, gates ldg apart. Row blocks are inside: a tile's weights stay near while they pass. */
+#ifndef RF_EACH_TILE
+#define RF_EACH_TILE(name, s, from, to, ...)                                                   \
+    do {                                                                                       \
+        _Alignas(64) REAL z[FN(chain_size)];                                                               \
+        const ptrdiff_t n = (s)->n, blocks = (n + FN(chain_rows) - 1) / FN(chain_rows);         \
+        const ptrdiff_t least = blocks ? n / blocks : 0, larger = blocks ? n % blocks : 0;      \
+        const int nv = FN(name##_nv)(blocks == 1 ? n : FN(chain_rows) + 1);                    \
+        for (ptrdiff_t j = (from), units; j < (to); j += units) {                               \
+            const int wide = nv > 1 && (to) - j >= nv * VL;                                     \
+            const ptrdiff_t ldg = wide ? nv * VL : VL;                                         \
+            units = (to) - j < ldg ? (to) - j : ldg;                                           \
+            for (ptrdiff_t block = 0, b = 0, rows; block < blocks; block++, b += rows) {        \
+                rows = FN(block_rows)(least, larger, block);                                   \
+                FN(name)(rows, wide, units < VL ? units : VL, (s), b, j, z);                   \
+                __VA_ARGS__                                                                    \
+            }                                                                                  \
+        }                                                                                      \
+    } while (0)
+#endif
+
+static void KN(rnn_step)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first, ptrdiff_t last, rf_act act,
+                         ptrdiff_t inputs, const REAL *x, const REAL *wx, const REAL *start,
+                         ptrdiff_t lds, const REAL *h, const REAL *wh, REAL *out, REAL *y,
+                         ptrdiff_t ldy) {
+    const FN(chain) s = {n, H, inputs, H, lds, x, wx, start, h, wh, NULL};
+    RF_EACH_TILE(chain1, &s, first, last, {
+        FN(rnn_units)(rows, units, act, z, ldg, out + b * H + j, H, y ? y + b * ldy + j : NULL, ldy);
+    });
+}
+
+static void KN(lstm_step)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first, ptrdiff_t last,
+                          const rf_lstm *opt, ptrdiff_t inputs, const REAL *x, const REAL *wx,
+                          const REAL *start, ptrdiff_t lds, ptrdiff_t P, const REAL *h,
+                          const REAL *wh, const REAL *peephole, REAL *c, REAL *gates,
+                          REAL *tanh_c, REAL *out, REAL *y, ptrdiff_t ldy) {
+    const FN(chain) s = {n, H, inputs, P, lds, x, wx, start, h, wh, NULL};
+#define RF_LSTM_UNITS(G)                                                                       \
+    const ptrdiff_t at = b * H + j;                                                            \
+    FN(lstm_units)(rows, units, opt, z, G * ldg, ldg, peephole ? peephole + j : NULL, c + at,  \
+                   gates ? gates + b * G * H + j : NULL, tanh_c ? tanh_c + at : NULL, out + at, \
+                   H, y ? y + b * ldy + j : NULL, ldy);
+    if (opt->coupled) RF_EACH_TILE(chain3, &s, first, last, { RF_LSTM_UNITS(3) });
+    else RF_EACH_TILE(chain4, &s, first, last, { RF_LSTM_UNITS(4) });
+#undef RF_LSTM_UNITS
+}
+
+static void KN(gru_step)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first, ptrdiff_t last, rf_act gate,
+                         ptrdiff_t inputs, const REAL *x, const REAL *wx, const REAL *start,
+                         ptrdiff_t lds, const REAL *bias_n, const REAL *hm, const REAL *wh,
+                         const REAL *h, REAL *gates, REAL *u, REAL *out, REAL *y, ptrdiff_t ldy) {
+    const FN(chain) s = {n, H, inputs, H, lds, x, wx, start, hm, wh, bias_n};
+    RF_EACH_TILE(chain3_split, &s, first, last, {
+        const ptrdiff_t at = b * H + j;
+        FN(gru_units)(rows, units, gate, z, 4 * ldg, ldg, z + 3 * ldg, 4 * ldg,
+                      gates ? gates + b * 3 * H + j : NULL, u ? u + at : NULL, h + at, out + at, H,
+                      y ? y + b * ldy + j : NULL, ldy);
+    });
+}
