@@ -10,7 +10,7 @@ from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
 
 from rnnfast._product cimport gemm, gemm_weights, is_fixed, pack, packed_data
-from rnnfast._seq cimport data, optional
+from rnnfast._seq cimport data, empty, matrix, optional_vector, vector
 
 from rnnfast._seq import scatter_add
 
@@ -70,6 +70,14 @@ def total_bias(b_ih, b_hh):
     return plus(b_ih, b_hh)
 
 
+def lookup_table(w, bias):
+    """bias + each column of w, as rows: what the products with one-hot rows give."""
+    table = np.ascontiguousarray(w.T)
+    if bias is None:
+        return table
+    return plus(np.ascontiguousarray(np.broadcast_to(bias, table.shape)), table)
+
+
 def input_product(x, w, bias):
     """F1: bias + W x for all steps at once; for ids, bias + their columns of W.
 
@@ -77,24 +85,22 @@ def input_product(x, w, bias):
     """
     cdef int num = _seq.typenum(w)
     cdef Py_ssize_t N = len(x), G = w.shape[0], I = w.shape[1]
-    cdef void *pw = data(w, "w_ih", num, (G, I))
-    cdef void *pb = optional(bias, "bias", num, (G,))
+    cdef void *pw = matrix(w, "w_ih", num, G, I)
+    cdef void *pb = optional_vector(bias, "bias", num, G)
     cdef void *px
-    a = np.empty((N, G), w.dtype)
-    cdef void *pa = data(a, "a", num, (N, G))
+    a = empty(N, G, num)
+    cdef void *pa = matrix(a, "a", num, N, G)
     if x.ndim == 1:
         px = _seq.checked_ids(x, N, I)
-        table = np.ascontiguousarray(w.T)
-        if bias is not None:
-            table = plus(np.ascontiguousarray(np.broadcast_to(bias, (I, G))), table)
-        pw = data(table, "table", num, (I, G))
+        table = lookup_table(w, bias)
+        pw = matrix(table, "table", num, I, G)
         with nogil:
             if num == cnp.NPY_FLOAT:
                 _seq.gather_rows[float](N, G, <int64_t *>px, <float *>pw, <float *>pa)
             else:
                 _seq.gather_rows[double](N, G, <int64_t *>px, <double *>pw, <double *>pa)
         return a
-    px = data(x, "x", num, (N, I))
+    px = matrix(x, "x", num, N, I)
     packed = pack(w)
     cdef void *pp = packed_data(packed)
     cdef K.rf_fpmode mode
@@ -118,10 +124,10 @@ def input_product_backward(x, w, da, dw, need_dx):
     """dW += da^T x, and dx = da W; for ids the rows of da are added to their columns of dW."""
     cdef int num = _seq.typenum(w)
     cdef Py_ssize_t N = len(x), G = w.shape[0], I = w.shape[1]
-    cdef void *pw = data(w, "w_ih", num, (G, I))
-    cdef void *pda = data(da, "da", num, (N, G))
+    cdef void *pw = matrix(w, "w_ih", num, G, I)
+    cdef void *pda = matrix(da, "da", num, N, G)
     cdef void *pdx
-    data(dw, "dw", num, (G, I), True)
+    matrix(dw, "dw", num, G, I, True)
     if x.ndim == 1:
         columns = np.ascontiguousarray(dw.T)
         scatter_add(x, da, columns)
@@ -130,8 +136,8 @@ def input_product_backward(x, w, da, dw, need_dx):
     weight_product(da, x, dw)
     if not need_dx:
         return None
-    dx = np.empty((N, I), w.dtype)
-    pdx = data(dx, "dx", num, (N, I))
+    dx = empty(N, I, num)
+    pdx = matrix(dx, "dx", num, N, I)
     with nogil:
         matmul(num, False, N, I, G, pda, G, pw, I, False, pdx, I)
     return dx
@@ -143,14 +149,14 @@ def weight_product(da, x, dw, Py_ssize_t column=0):
     cdef Py_ssize_t N = da.shape[0], width = da.shape[1], n = dw.shape[0], I = dw.shape[1]
     if column < 0 or column + n > width:
         raise ValueError(f"dw: {n} rows from column {column} do not fit in da of {width} columns")
-    cdef char *pda = <char *>data(da, "da", num, (N, width))
-    cdef void *px = data(x, "x", num, (N, I))
-    cdef void *pdw = data(dw, "dw", num, (n, I), True)
+    cdef char *pda = <char *>matrix(da, "da", num, N, width)
+    cdef void *px = matrix(x, "x", num, N, I)
+    cdef void *pdw = matrix(dw, "dw", num, n, I, True)
     cdef Py_ssize_t size = dw.itemsize
     cdef void *pt = NULL
     if is_fixed() and N >= ROWS_TRANSPOSED:
-        transposed = np.empty((I, n), dw.dtype)
-        pt = data(transposed, "transposed", num, (I, n))
+        transposed = empty(I, n, num)
+        pt = matrix(transposed, "transposed", num, I, n)
     with nogil:
         if pt != NULL:
             turn(num, n, I, pdw, pt)
@@ -164,8 +170,8 @@ def column_sum(a, out):
     """out[j] += sum_i a[i, j], i ascending; a: [N, n]; out: [n]."""
     cdef int num = _seq.typenum(out)
     cdef Py_ssize_t N = a.shape[0], n = a.shape[1]
-    cdef void *pa = data(a, "a", num, (N, n))
-    cdef void *po = data(out, "out", num, (n,), True)
+    cdef void *pa = matrix(a, "a", num, N, n)
+    cdef void *po = vector(out, "out", num, n, True)
     cdef K.rf_fpmode mode
     with nogil:
         mode = K.enter()
@@ -182,9 +188,9 @@ def column_dot(a, x, out, Py_ssize_t column=0):
     cdef Py_ssize_t N = a.shape[0], width = a.shape[1], n = x.shape[1]
     if column < 0 or column + n > width:
         raise ValueError(f"a: {n} columns from {column} do not fit in {width}")
-    cdef char *pa = <char *>data(a, "a", num, (N, width))
-    cdef void *px = data(x, "x", num, (N, n))
-    cdef void *po = data(out, "out", num, (n,), True)
+    cdef char *pa = <char *>matrix(a, "a", num, N, width)
+    cdef void *px = matrix(x, "x", num, N, n)
+    cdef void *po = vector(out, "out", num, n, True)
     cdef K.rf_fpmode mode
     cdef Py_ssize_t skip = column * <Py_ssize_t>out.itemsize
     with nogil:
@@ -201,15 +207,15 @@ def layer_norm_forward(x, gain, bias=None, y=None):
     cdef int num = _seq.typenum(x)
     cdef Py_ssize_t N = x.shape[0], n = x.shape[1]
     cdef bint accumulate = y is not None
-    cdef void *px = data(x, "x", num, (N, n))
-    cdef void *pg = data(gain, "gain", num, (n,))
-    cdef void *pb = optional(bias, "bias", num, (n,))
+    cdef void *px = matrix(x, "x", num, N, n)
+    cdef void *pg = vector(gain, "gain", num, n)
+    cdef void *pb = optional_vector(bias, "bias", num, n)
     xhat = np.empty((N, n), x.dtype)
     rstd = np.empty(N, x.dtype)
     y = y.copy() if accumulate else np.empty((N, n), x.dtype)
-    cdef void *ph = data(xhat, "xhat", num, (N, n))
-    cdef void *pr = data(rstd, "rstd", num, (N,))
-    cdef void *py = data(y, "y", num, (N, n))
+    cdef void *ph = matrix(xhat, "xhat", num, N, n)
+    cdef void *pr = vector(rstd, "rstd", num, N)
+    cdef void *py = matrix(y, "y", num, N, n)
     cdef K.rf_fpmode mode
     with nogil:
         mode = K.enter()
@@ -227,12 +233,12 @@ def layer_norm_backward(dy, gain, xhat, rstd):
     """Twin of `rnnfast.reference.sequence.layer_norm_backward`."""
     cdef int num = _seq.typenum(dy)
     cdef Py_ssize_t N = dy.shape[0], n = dy.shape[1]
-    cdef void *pd = data(dy, "dy", num, (N, n))
-    cdef void *pg = data(gain, "gain", num, (n,))
-    cdef void *ph = data(xhat, "xhat", num, (N, n))
-    cdef void *pr = data(rstd, "rstd", num, (N,))
+    cdef void *pd = matrix(dy, "dy", num, N, n)
+    cdef void *pg = vector(gain, "gain", num, n)
+    cdef void *ph = matrix(xhat, "xhat", num, N, n)
+    cdef void *pr = vector(rstd, "rstd", num, N)
     dx = np.empty((N, n), dy.dtype)
-    cdef void *po = data(dx, "dx", num, (N, n))
+    cdef void *po = matrix(dx, "dx", num, N, n)
     cdef K.rf_fpmode mode
     with nogil:
         mode = K.enter()

@@ -9,7 +9,16 @@ from libc.string cimport memcpy, memset
 from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
 from rnnfast._product cimport gemm, gemm_weights, inside, pack, packed_data
-from rnnfast._seq cimport Packed, data, optional, time_of
+from rnnfast._seq cimport (
+    Packed,
+    data,
+    empty,
+    matrix,
+    optional_matrix,
+    optional_vector,
+    time_of,
+    vector,
+)
 from rnnfast._types cimport real_t
 
 from rnnfast._dense import (
@@ -209,11 +218,11 @@ cdef void setup(Gru *s, object batch_sizes, object offsets, object resets, objec
     if norm is not None and not reset_after:
         raise ValueError("layer norm needs reset_after=True")
     _seq.pack(&s.q, batch_sizes, offsets, resets, B, N, reverse)
-    s.w_hh = data(w_hh, "w_hh", num, (3 * H, H))
-    s.mask = optional(h_mask, "h_mask", num, (B, H))
+    s.w_hh = matrix(w_hh, "w_hh", num, 3 * H, H)
+    s.mask = optional_matrix(h_mask, "h_mask", num, B, H)
     s.gain_hh = NULL
     if norm is not None:
-        s.gain_hh = data(norm[1], "gain_hh", num, (3 * H,))
+        s.gain_hh = vector(norm[1], "gain_hh", num, 3 * H)
 
 
 def gru_bias(b_ih, b_hh, reset_after):
@@ -244,12 +253,12 @@ def gru_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, reset_a
     dtype = w_hh.dtype
     offsets = _seq.offsets_of(batch_sizes, B, N)
     setup(&s, batch_sizes, offsets, resets, w_hh, norm, h_mask, gate, after, reverse, N, B)
-    data(h0, "h0", num, (B, H))
-    data(w_ih, "w_ih", num, (3 * H, w_ih.shape[1]))
-    optional(b_ih, "b_ih", num, (3 * H,))
-    optional(b_hh, "b_hh", num, (3 * H,))
+    matrix(h0, "h0", num, B, H)
+    matrix(w_ih, "w_ih", num, 3 * H, w_ih.shape[1])
+    optional_vector(b_ih, "b_ih", num, 3 * H)
+    optional_vector(b_hh, "b_hh", num, 3 * H)
     h = h0.copy()
-    y = np.empty((N, H), dtype) if out is None else out
+    y = empty(N, H, num) if out is None else out
     cdef bint inputs_inside = after and norm is None and inside(x, s.q.T)
     packed_ih = pack(w_ih, 3) if inputs_inside else None
     packed_hh = pack(w_hh if after else w_hh[:2 * H], 3 if after and norm is None else 1)
@@ -264,8 +273,8 @@ def gru_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, reset_a
     kept = {}
     if inputs_inside:
         ax, s.inputs, s.lds = None, w_ih.shape[1], 0
-        s.x = data(x, "x", num, (N, s.inputs))
-        s.start = optional(bias, "bias", num, (3 * H,))
+        s.x = matrix(x, "x", num, N, s.inputs)
+        s.start = optional_vector(bias, "bias", num, 3 * H)
     else:
         ax = input_product(x, w_ih, bias if norm is None else None)  # F1
         s.x = s.start = NULL
@@ -273,29 +282,29 @@ def gru_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, reset_a
     if norm is not None:
         ax, kept["xhat"], x_rstd = layer_norm_forward(ax, norm[0], bias)  # F1
         kept["x_rstd"] = x_rstd[:, None]
-        kept["hhat"] = np.empty((R, 3 * H), dtype)
-        kept["h_rstd"] = np.empty((R, 1), dtype)
+        kept["hhat"] = empty(R, 3 * H, num)
+        kept["h_rstd"] = empty(R, 1, num)
     if keep:
-        kept["h_prev"] = np.empty((N, H), dtype)
+        kept["h_prev"] = empty(N, H, num)
     if keep and h_mask is not None:
-        kept["hm"] = np.empty((N, H), dtype)
-    hm = h if h_mask is None else kept["hm"] if keep else np.empty((B, H), dtype)
-    kept["u" if after else "rh"] = np.empty((R, H), dtype)
-    gates = np.empty((R, 3 * H), dtype) if after else ax
-    ah = np.empty((B, 3 * H), dtype) if norm is not None else None
-    s.ax = optional(ax, "ax", num, (N, 3 * H))
-    new = np.empty((B, H), dtype)
-    s.next = data(new, "new", num, (B, H))
-    s.gates = data(gates, "gates", num, (R if after else N, 3 * H))
-    s.bias_n = optional(bias_n, "bias_n", num, (H,))
-    s.u = optional(kept.get("u"), "u", num, (R, H))
-    s.rh = optional(kept.get("rh"), "rh", num, (R, H))
-    s.h = data(h, "h", num, (B, H))
-    s.h_prev = optional(kept.get("h_prev"), "h_prev", num, (N, H))
+        kept["hm"] = empty(N, H, num)
+    hm = h if h_mask is None else kept["hm"] if keep else empty(B, H, num)
+    kept["u" if after else "rh"] = empty(R, H, num)
+    gates = empty(R, 3 * H, num) if after else ax
+    ah = empty(B, 3 * H, num) if norm is not None else None
+    s.ax = optional_matrix(ax, "ax", num, N, 3 * H)
+    new = empty(B, H, num)
+    s.next = matrix(new, "new", num, B, H)
+    s.gates = matrix(gates, "gates", num, R if after else N, 3 * H)
+    s.bias_n = optional_vector(bias_n, "bias_n", num, H)
+    s.u = optional_matrix(kept.get("u"), "u", num, R, H)
+    s.rh = optional_matrix(kept.get("rh"), "rh", num, R, H)
+    s.h = matrix(h, "h", num, B, H)
+    s.h_prev = optional_matrix(kept.get("h_prev"), "h_prev", num, N, H)
     s.hm = data(hm, "hm", num, hm.shape)
-    s.ah = optional(ah, "ah", num, (B, 3 * H))
-    s.hhat = optional(kept.get("hhat"), "hhat", num, (R, 3 * H))
-    s.h_rstd = optional(kept.get("h_rstd"), "h_rstd", num, (R, 1))
+    s.ah = optional_matrix(ah, "ah", num, B, 3 * H)
+    s.hhat = optional_matrix(kept.get("hhat"), "hhat", num, R, 3 * H)
+    s.h_rstd = optional_matrix(kept.get("h_rstd"), "h_rstd", num, R, 1)
     cdef K.rf_fpmode mode
     with nogil:
         mode = K.enter()
@@ -329,29 +338,29 @@ def gru_backward(tape, dy, dh_n, grads, need_dx=True):
     offsets = _seq.offsets_of(tape["batch_sizes"], B, N)
     setup(&s, tape["batch_sizes"], offsets, tape["resets"], w_hh, norm, tape["h_mask"],
           tape["gate"], after, tape["reverse"], N, B)
-    data(dh_n, "dh_n", num, (B, H))
-    data(grads["w_hh"], "dw_hh", num, (3 * H, H), True)
+    matrix(dh_n, "dh_n", num, B, H)
+    matrix(grads["w_hh"], "dw_hh", num, 3 * H, H, True)
     dh = dh_n.copy()
-    dax = np.empty((N, 3 * H), dtype)
-    dah = np.empty((N, 3 * H), dtype) if after else dax
-    dm = dah if norm is None else np.empty((N, 3 * H), dtype)
-    drh, dhm = np.empty((B, H), dtype), np.empty((B, H), dtype)
+    dax = empty(N, 3 * H, num)
+    dah = empty(N, 3 * H, num) if after else dax
+    dm = dah if norm is None else empty(N, 3 * H, num)
+    drh, dhm = empty(B, H, num), empty(B, H, num)
     hm = tape["h_prev" if tape["h_mask"] is None else "hm"]
-    s.dy = optional(dy, "dy", num, (N, H))
-    s.h = data(dh, "dh", num, (B, H))
-    s.gates = data(tape["gates"], "gates", num, (N, 3 * H))
-    s.h_prev = data(tape["h_prev"], "h_prev", num, (N, H))
+    s.dy = optional_matrix(dy, "dy", num, N, H)
+    s.h = matrix(dh, "dh", num, B, H)
+    s.gates = matrix(tape["gates"], "gates", num, N, 3 * H)
+    s.h_prev = matrix(tape["h_prev"], "h_prev", num, N, H)
     if after:
-        s.u = data(tape["u"], "u", num, (N, H))
-    s.dax = data(dax, "dax", num, (N, 3 * H))
-    s.dah = data(dah, "dah", num, (N, 3 * H))
-    s.dm = data(dm, "dm", num, (N, 3 * H))
-    s.drh = data(drh, "drh", num, (B, H))
-    s.dhm = data(dhm, "dhm", num, (B, H))
-    s.hm = data(hm, "hm", num, (N, H))
+        s.u = matrix(tape["u"], "u", num, N, H)
+    s.dax = matrix(dax, "dax", num, N, 3 * H)
+    s.dah = matrix(dah, "dah", num, N, 3 * H)
+    s.dm = matrix(dm, "dm", num, N, 3 * H)
+    s.drh = matrix(drh, "drh", num, B, H)
+    s.dhm = matrix(dhm, "dhm", num, B, H)
+    s.hm = matrix(hm, "hm", num, N, H)
     if norm is not None:
-        s.hhat = data(tape["hhat"], "hhat", num, (N, 3 * H))
-        s.h_rstd = data(tape["h_rstd"], "h_rstd", num, (N, 1))
+        s.hhat = matrix(tape["hhat"], "hhat", num, N, 3 * H)
+        s.h_rstd = matrix(tape["h_rstd"], "h_rstd", num, N, 1)
     cdef K.rf_fpmode mode
     with nogil:
         mode = K.enter()

@@ -9,7 +9,7 @@ from libc.string cimport memcpy
 from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
 from rnnfast._product cimport gemm, gemm_weights, inside, pack, packed_data
-from rnnfast._seq cimport Packed, data, optional, time_of
+from rnnfast._seq cimport Packed, empty, matrix, optional_matrix, optional_vector, time_of, vector
 from rnnfast._types cimport real_t
 
 from rnnfast._dense import (
@@ -203,16 +203,16 @@ cdef void setup(Lstm *s, object batch_sizes, object offsets, object resets, obje
     if w_hr is None and P != H:
         raise ValueError(f"w_hh: expected shape {(G * H, H)}, got {w_hh.shape}")
     _seq.pack(&s.q, batch_sizes, offsets, resets, B, N, reverse)
-    s.w_hh = data(w_hh, "w_hh", num, (G * H, P))
-    s.w_hr = optional(w_hr, "w_hr", num, (P, H))
-    s.peephole = optional(peephole, "peephole", num, (3, H))
-    s.mask = optional(h_mask, "h_mask", num, (B, P))
+    s.w_hh = matrix(w_hh, "w_hh", num, G * H, P)
+    s.w_hr = optional_matrix(w_hr, "w_hr", num, P, H)
+    s.peephole = optional_matrix(peephole, "peephole", num, 3, H)
+    s.mask = optional_matrix(h_mask, "h_mask", num, B, P)
     s.gain_hh = s.gain_c = s.bias_c = NULL
     if norm is not None:
         _, gain_hh, gain_c, bias_c = norm
-        s.gain_hh = data(gain_hh, "gain_hh", num, (G * H,))
-        s.gain_c = data(gain_c, "gain_c", num, (H,))
-        s.bias_c = data(bias_c, "bias_c", num, (H,))
+        s.gain_hh = vector(gain_hh, "gain_hh", num, G * H)
+        s.gain_c = vector(gain_c, "gain_c", num, H)
+        s.bias_c = vector(bias_c, "bias_c", num, H)
 
 
 def lstm_forward(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih=None, b_hh=None, *, w_hr=None,
@@ -226,10 +226,10 @@ def lstm_forward(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih=None, b_hh=None, *, w_
     offsets = _seq.offsets_of(batch_sizes, B, N)
     setup(&s, batch_sizes, offsets, resets, w_hh, w_hr, peephole, norm, h_mask, gate, coupled,
           clip, reverse, N, B, H)
-    data(h0, "h0", num, (B, P))
-    data(c0, "c0", num, (B, H))
+    matrix(h0, "h0", num, B, P)
+    matrix(c0, "c0", num, B, H)
     h, c = h0.copy(), c0.copy()
-    y = np.empty((N, P), w_hh.dtype) if out is None else out
+    y = empty(N, P, num) if out is None else out
     cdef Py_ssize_t G = s.G
     cdef bint inputs_inside = norm is None and inside(x, s.q.T)
     packed_ih = pack(w_ih, G) if inputs_inside else None
@@ -242,14 +242,14 @@ def lstm_forward(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih=None, b_hh=None, *, w_
     s.keep = keep
 
     bias = total_bias(b_ih, b_hh)
-    optional(bias, "bias", num, (W,))
-    data(w_ih, "w_ih", num, (W, w_ih.shape[1]))
+    optional_vector(bias, "bias", num, W)
+    matrix(w_ih, "w_ih", num, W, w_ih.shape[1])
     kept = {}
     if inputs_inside:
-        a = np.empty((N, W), w_hh.dtype) if keep else None
+        a = empty(N, W, num) if keep else None
         s.inputs = w_ih.shape[1]
-        s.x = data(x, "x", num, (N, s.inputs))
-        s.start = optional(bias, "bias", num, (W,))
+        s.x = matrix(x, "x", num, N, s.inputs)
+        s.start = optional_vector(bias, "bias", num, W)
         s.lds = 0
     else:
         a = input_product(x, w_ih, bias if norm is None else None)  # F1
@@ -263,30 +263,30 @@ def lstm_forward(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih=None, b_hh=None, *, w_
         """An array of the tape, or as many rows as a step needs where there is no tape."""
         if not needed:
             return None
-        kept[name] = np.empty((rows, n), w_hh.dtype)
+        kept[name] = empty(rows, n, num)
         return kept[name]
 
     cdef Py_ssize_t R = N if keep else B
-    s.a = optional(a, "a", num, (N, W))
-    s.h = data(h, "h", num, (B, P))
-    new = np.empty((B, P), w_hh.dtype)
-    s.next = data(new, "new", num, (B, P))
-    hm = h if h_mask is None else np.empty((B, P), w_hh.dtype)
-    s.hm = data(hm, "hm", num, (B, P))
-    s.c = data(c, "c", num, (B, H))
-    s.h_prev = optional(scratch("h_prev", N, P, keep), "h_prev", num, (N, P))
-    s.c_prev = optional(scratch("c_prev", N, H, keep), "c_prev", num, (N, H))
-    s.tanh_c = optional(scratch("tanh_c", R, H, keep or norm is not None), "tanh_c", num, (R, H))
-    s.m = optional(scratch("m", R, H, w_hr is not None), "m", num, (R, H))
+    s.a = optional_matrix(a, "a", num, N, W)
+    s.h = matrix(h, "h", num, B, P)
+    new = empty(B, P, num)
+    s.next = matrix(new, "new", num, B, P)
+    hm = h if h_mask is None else empty(B, P, num)
+    s.hm = matrix(hm, "hm", num, B, P)
+    s.c = matrix(c, "c", num, B, H)
+    s.h_prev = optional_matrix(scratch("h_prev", N, P, keep), "h_prev", num, N, P)
+    s.c_prev = optional_matrix(scratch("c_prev", N, H, keep), "c_prev", num, N, H)
+    s.tanh_c = optional_matrix(scratch("tanh_c", R, H, keep or norm is not None), "tanh_c", num, R, H)
+    s.m = optional_matrix(scratch("m", R, H, w_hr is not None), "m", num, R, H)
     kept_c = scratch("c", N, H, keep and (peephole is not None or clip > 0))
-    s.c_t = optional(kept_c, "c", num, (N, H))
-    s.hhat = optional(scratch("hhat", R, W, norm is not None), "hhat", num, (R, W))
-    s.h_rstd = optional(scratch("h_rstd", R, 1, norm is not None), "h_rstd", num, (R, 1))
-    s.chat = optional(scratch("chat", R, H, norm is not None), "chat", num, (R, H))
-    s.c_rstd = optional(scratch("c_rstd", R, 1, norm is not None), "c_rstd", num, (R, 1))
-    ah, cn = np.empty((B, W), w_hh.dtype), np.empty((B, H), w_hh.dtype)
-    s.ah = data(ah, "ah", num, (B, W))
-    s.cn = data(cn, "cn", num, (B, H))
+    s.c_t = optional_matrix(kept_c, "c", num, N, H)
+    s.hhat = optional_matrix(scratch("hhat", R, W, norm is not None), "hhat", num, R, W)
+    s.h_rstd = optional_matrix(scratch("h_rstd", R, 1, norm is not None), "h_rstd", num, R, 1)
+    s.chat = optional_matrix(scratch("chat", R, H, norm is not None), "chat", num, R, H)
+    s.c_rstd = optional_matrix(scratch("c_rstd", R, 1, norm is not None), "c_rstd", num, R, 1)
+    ah, cn = empty(B, W, num), empty(B, H, num)
+    s.ah = matrix(ah, "ah", num, B, W)
+    s.cn = matrix(cn, "cn", num, B, H)
     cdef K.rf_fpmode mode
     with nogil:
         mode = K.enter()
@@ -315,40 +315,40 @@ def lstm_backward(tape, dy, dh_n, dc_n, grads, need_dx=True):
     offsets = _seq.offsets_of(tape["batch_sizes"], B, N)
     setup(&s, tape["batch_sizes"], offsets, tape["resets"], w_hh, w_hr, peephole, norm,
           tape["h_mask"], tape["gate"], coupled, tape["clip"], tape["reverse"], N, B, H)
-    data(dh_n, "dh_n", num, (B, P))
-    data(dc_n, "dc_n", num, (B, H))
-    data(grads["w_hh"], "dw_hh", num, (W, P), True)
+    matrix(dh_n, "dh_n", num, B, P)
+    matrix(dc_n, "dc_n", num, B, H)
+    matrix(grads["w_hh"], "dw_hh", num, W, P, True)
     if w_hr is not None:
-        data(grads["w_hr"], "dw_hr", num, (P, H), True)
+        matrix(grads["w_hr"], "dw_hr", num, P, H, True)
     if peephole is not None:
-        data(grads["peephole"], "dpeephole", num, (3, H), True)
+        matrix(grads["peephole"], "dpeephole", num, 3, H, True)
     dh, dc = dh_n.copy(), dc_n.copy()
-    da = np.empty((N, W), dtype)
-    dah = da if norm is None else np.empty((N, W), dtype)
-    dcn = None if norm is None else np.empty((N, H), dtype)
-    cn = None if norm is None else np.empty((B, H), dtype)
-    dp = None if w_hr is None else np.empty((N, P), dtype)
-    dm = None if w_hr is None else np.empty((B, H), dtype)
-    s.dy = optional(dy, "dy", num, (N, P))
-    s.h = data(dh, "dh", num, (B, P))
-    s.c = data(dc, "dc", num, (B, H))
-    s.a = data(tape["gates"], "gates", num, (N, W))
-    s.c_prev = data(tape["c_prev"], "c_prev", num, (N, H))
-    s.tanh_c = data(tape["tanh_c"], "tanh_c", num, (N, H))
-    s.da = data(da, "da", num, (N, W))
-    s.dah = data(dah, "dah", num, (N, W))
-    s.dcn = optional(dcn, "dcn", num, (N, H))
-    s.cn = optional(cn, "cn", num, (B, H))
-    s.dp = optional(dp, "dp", num, (N, P))
-    s.dm = optional(dm, "dm", num, (B, H))
+    da = empty(N, W, num)
+    dah = da if norm is None else empty(N, W, num)
+    dcn = None if norm is None else empty(N, H, num)
+    cn = None if norm is None else empty(B, H, num)
+    dp = None if w_hr is None else empty(N, P, num)
+    dm = None if w_hr is None else empty(B, H, num)
+    s.dy = optional_matrix(dy, "dy", num, N, P)
+    s.h = matrix(dh, "dh", num, B, P)
+    s.c = matrix(dc, "dc", num, B, H)
+    s.a = matrix(tape["gates"], "gates", num, N, W)
+    s.c_prev = matrix(tape["c_prev"], "c_prev", num, N, H)
+    s.tanh_c = matrix(tape["tanh_c"], "tanh_c", num, N, H)
+    s.da = matrix(da, "da", num, N, W)
+    s.dah = matrix(dah, "dah", num, N, W)
+    s.dcn = optional_matrix(dcn, "dcn", num, N, H)
+    s.cn = optional_matrix(cn, "cn", num, B, H)
+    s.dp = optional_matrix(dp, "dp", num, N, P)
+    s.dm = optional_matrix(dm, "dm", num, B, H)
     s.c_t = NULL
     if peephole is not None or tape["clip"] > 0:
-        s.c_t = data(tape["c"], "c", num, (N, H))
+        s.c_t = matrix(tape["c"], "c", num, N, H)
     if norm is not None:
-        s.hhat = data(tape["hhat"], "hhat", num, (N, W))
-        s.h_rstd = data(tape["h_rstd"], "h_rstd", num, (N, 1))
-        s.chat = data(tape["chat"], "chat", num, (N, H))
-        s.c_rstd = data(tape["c_rstd"], "c_rstd", num, (N, 1))
+        s.hhat = matrix(tape["hhat"], "hhat", num, N, W)
+        s.h_rstd = matrix(tape["h_rstd"], "h_rstd", num, N, 1)
+        s.chat = matrix(tape["chat"], "chat", num, N, H)
+        s.c_rstd = matrix(tape["c_rstd"], "c_rstd", num, N, 1)
     cdef K.rf_fpmode mode
     with nogil:
         mode = K.enter()

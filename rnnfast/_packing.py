@@ -97,6 +97,9 @@ def time_blocks(batch_sizes, least=BLOCK_ROWS):
     The division depends on the batch sizes alone, so every pass over the same batch makes the same
     engine calls.
     """
+    rows = int(batch_sizes.sum())
+    if rows <= least:
+        return [Block(0, len(batch_sizes), slice(0, rows), batch_sizes)]
     stops = np.cumsum(batch_sizes)
     blocks, start, row = [], 0, 0
     while start < len(batch_sizes):

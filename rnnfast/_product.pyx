@@ -82,10 +82,15 @@ cdef void gemm_weights(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const real_t *a
         blas_f64(False, True, m, n, k, a, lda, w, k, beta, c, ldc)
 
 
-cdef bint inside(object x, Py_ssize_t T):
+cdef bint inside_size(Py_ssize_t rows, Py_ssize_t inputs) noexcept:
     """Whether a step is to multiply its inputs itself: true where many rows share its weights, and
     where there are so few inputs that storing and reading the sums costs more than the product."""
-    return fixed and x.ndim == 2 and (len(x) >= ROWS_INSIDE * T or x.shape[1] <= INPUTS_INSIDE)
+    return rows >= ROWS_INSIDE or inputs <= INPUTS_INSIDE
+
+
+cdef bint inside(object x, Py_ssize_t T):
+    """`inside_size` for the rows of T steps; class indices are looked up before."""
+    return fixed and x.ndim == 2 and inside_size(len(x) // max(T, 1), x.shape[1])
 
 
 cdef object pack(object w, Py_ssize_t gates=1):

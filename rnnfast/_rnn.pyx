@@ -9,7 +9,7 @@ from libc.string cimport memcpy
 from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
 from rnnfast._product cimport gemm, gemm_weights, inside, pack, packed_data
-from rnnfast._seq cimport Packed, data, optional, time_of
+from rnnfast._seq cimport Packed, empty, matrix, optional_matrix, optional_vector, time_of
 from rnnfast._types cimport real_t
 
 from rnnfast._dense import (
@@ -81,30 +81,30 @@ def rnn_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonline
     cdef K.rf_act f = K.activation(nonlinearity)
     offsets = _seq.offsets_of(batch_sizes, B, N)
     _seq.pack(&q, batch_sizes, offsets, resets, B, N, reverse)
-    cdef void *w = data(w_hh, "w_hh", num, (H, H))
-    data(h0, "h0", num, (B, H))
+    cdef void *w = matrix(w_hh, "w_hh", num, H, H)
+    matrix(h0, "h0", num, B, H)
     h = h0.copy()
-    y = np.empty((N, H), w_hh.dtype) if out is None else out
+    y = empty(N, H, num) if out is None else out
     cdef void *py = _seq.strided(y, "out", num, N, H, &ldy)
-    h_prev = np.empty((N, H), w_hh.dtype) if keep else None
-    hm = h if h_mask is None else np.empty((B, H), w_hh.dtype)
-    cdef void *pm = optional(h_mask, "h_mask", num, (B, H))
-    cdef void *phm = data(hm, "hm", num, (B, H))
+    h_prev = empty(N, H, num) if keep else None
+    hm = h if h_mask is None else empty(B, H, num)
+    cdef void *pm = optional_matrix(h_mask, "h_mask", num, B, H)
+    cdef void *phm = matrix(hm, "hm", num, B, H)
     cdef Py_ssize_t I = w_ih.shape[1]
-    data(w_ih, "w_ih", num, (H, I))
+    matrix(w_ih, "w_ih", num, H, I)
     cdef bint inputs_inside = inside(x, q.T)
     bias = total_bias(b_ih, b_hh)
     a = None if inputs_inside else input_product(x, w_ih, bias)  # F1
     packed, packed_ih = pack(w_hh), pack(w_ih) if inputs_inside else None
-    new = np.empty((B, H), w_hh.dtype)
+    new = empty(B, H, num)
     cdef void *pp = packed_data(packed)
     cdef void *pi = packed_data(packed_ih)
-    cdef void *px = data(x, "x", num, (N, I)) if inputs_inside else NULL
-    cdef void *pb = optional(bias, "bias", num, (H,))
-    cdef void *pn = data(new, "new", num, (B, H))
-    cdef void *pa = optional(a, "a", num, (N, H))
-    cdef void *ph = data(h, "h", num, (B, H))
-    cdef void *php = optional(h_prev, "h_prev", num, (N, H))
+    cdef void *px = matrix(x, "x", num, N, I) if inputs_inside else NULL
+    cdef void *pb = optional_vector(bias, "bias", num, H)
+    cdef void *pn = matrix(new, "new", num, B, H)
+    cdef void *pa = optional_matrix(a, "a", num, N, H)
+    cdef void *ph = matrix(h, "h", num, B, H)
+    cdef void *php = optional_matrix(h_prev, "h_prev", num, N, H)
     cdef K.rf_fpmode mode
     with nogil:
         mode = K.enter()
@@ -134,16 +134,16 @@ def rnn_backward(tape, dy, dh_n, grads, need_dx=True):
     cdef K.rf_act f = K.activation(tape["nonlinearity"])
     offsets = _seq.offsets_of(tape["batch_sizes"], B, N)
     _seq.pack(&q, tape["batch_sizes"], offsets, tape["resets"], B, N, tape["reverse"])
-    cdef void *w = data(w_hh, "w_hh", num, (H, H))
-    cdef void *ph = data(tape["h"], "h", num, (N, H))
-    cdef void *pdy = optional(dy, "dy", num, (N, H))
-    cdef void *pm = optional(tape["h_mask"], "h_mask", num, (B, H))
-    data(dh_n, "dh_n", num, (B, H))
-    data(grads["w_hh"], "dw_hh", num, (H, H), True)
+    cdef void *w = matrix(w_hh, "w_hh", num, H, H)
+    cdef void *ph = matrix(tape["h"], "h", num, N, H)
+    cdef void *pdy = optional_matrix(dy, "dy", num, N, H)
+    cdef void *pm = optional_matrix(tape["h_mask"], "h_mask", num, B, H)
+    matrix(dh_n, "dh_n", num, B, H)
+    matrix(grads["w_hh"], "dw_hh", num, H, H, True)
     dh = dh_n.copy()
-    da = np.empty((N, H), w_hh.dtype)
-    cdef void *pdh = data(dh, "dh", num, (B, H))
-    cdef void *pda = data(da, "da", num, (N, H))
+    da = empty(N, H, num)
+    cdef void *pdh = matrix(dh, "dh", num, B, H)
+    cdef void *pda = matrix(da, "da", num, N, H)
     cdef K.rf_fpmode mode
     with nogil:
         mode = K.enter()

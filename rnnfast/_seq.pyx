@@ -44,17 +44,66 @@ cdef void *optional(object a, str name, int num, tuple shape, bint write=False) 
     return NULL if a is None else data(a, name, num, shape, write)
 
 
+cdef void *matrix(object a, str name, int num, Py_ssize_t rows, Py_ssize_t columns,
+                  bint write=False) except? NULL:
+    """`data` for two dimensions; without a tuple, which would cost more than all the checks."""
+    cdef cnp.ndarray arr
+    if isinstance(a, np.ndarray):
+        arr = <cnp.ndarray>a
+        if (cnp.PyArray_NDIM(arr) == 2 and cnp.PyArray_TYPE(arr) == num
+                and cnp.PyArray_DIM(arr, 0) == rows and cnp.PyArray_DIM(arr, 1) == columns
+                and cnp.PyArray_IS_C_CONTIGUOUS(arr) and cnp.PyArray_ISBEHAVED_RO(arr)
+                and (not write or cnp.PyArray_ISWRITEABLE(arr))):
+            return cnp.PyArray_DATA(arr)
+    return data(a, name, num, (rows, columns), write)
+
+
+cdef void *optional_matrix(object a, str name, int num, Py_ssize_t rows, Py_ssize_t columns,
+                           bint write=False) except? NULL:
+    """`matrix`, or NULL for None."""
+    return NULL if a is None else matrix(a, name, num, rows, columns, write)
+
+
+cdef void *vector(object a, str name, int num, Py_ssize_t n, bint write=False) except? NULL:
+    """`data` for one dimension."""
+    cdef cnp.ndarray arr
+    if isinstance(a, np.ndarray):
+        arr = <cnp.ndarray>a
+        if (cnp.PyArray_NDIM(arr) == 1 and cnp.PyArray_TYPE(arr) == num
+                and cnp.PyArray_DIM(arr, 0) == n and cnp.PyArray_IS_C_CONTIGUOUS(arr)
+                and cnp.PyArray_ISBEHAVED_RO(arr)
+                and (not write or cnp.PyArray_ISWRITEABLE(arr))):
+            return cnp.PyArray_DATA(arr)
+    return data(a, name, num, (n,), write)
+
+
+cdef void *optional_vector(object a, str name, int num, Py_ssize_t n,
+                           bint write=False) except? NULL:
+    """`vector`, or NULL for None."""
+    return NULL if a is None else vector(a, name, num, n, write)
+
+
+cdef object empty(Py_ssize_t rows, Py_ssize_t columns, int num):
+    """np.empty((rows, columns)) of the dtype `num`."""
+    cdef cnp.npy_intp dims[2]
+    dims[0], dims[1] = rows, columns
+    return cnp.PyArray_EMPTY(2, dims, num, 0)
+
+
 cdef object offsets_of(object batch_sizes, Py_ssize_t B, Py_ssize_t N):
     """Row of each step's first sequence, [T], after checking that the sizes make sense."""
-    if not isinstance(batch_sizes, np.ndarray) or batch_sizes.dtype != np.int64 \
-            or batch_sizes.ndim != 1 or not batch_sizes.flags.c_contiguous:
+    if not isinstance(batch_sizes, np.ndarray) \
+            or cnp.PyArray_TYPE(<cnp.ndarray>batch_sizes) != cnp.NPY_INT64 \
+            or cnp.PyArray_NDIM(<cnp.ndarray>batch_sizes) != 1 \
+            or not cnp.PyArray_IS_C_CONTIGUOUS(<cnp.ndarray>batch_sizes):
         raise TypeError("batch_sizes: expected a contiguous int64 vector")
-    cdef const int64_t[::1] sizes = batch_sizes
+    cdef cnp.npy_intp T = cnp.PyArray_DIM(<cnp.ndarray>batch_sizes, 0)
+    cdef const int64_t *sizes = <const int64_t *>vector(batch_sizes, "batch_sizes", cnp.NPY_INT64, T)
     cdef Py_ssize_t t
     cdef int64_t before = B, total = 0
-    offsets = np.empty(len(sizes), np.int64)
-    cdef int64_t[::1] out = offsets
-    for t in range(sizes.shape[0]):
+    cdef cnp.ndarray offsets = cnp.PyArray_EMPTY(1, &T, cnp.NPY_INT64, 0)
+    cdef int64_t *out = <int64_t *>cnp.PyArray_DATA(offsets)
+    for t in range(T):
         if sizes[t] < 0 or sizes[t] > before:
             raise ValueError(f"batch_sizes must not increase and lie in [0, {B}], "
                              f"got {sizes[t]} at step {t}")
@@ -69,9 +118,9 @@ cdef object offsets_of(object batch_sizes, Py_ssize_t B, Py_ssize_t N):
 cdef void pack(Packed *q, object batch_sizes, object offsets, object resets, Py_ssize_t B,
                Py_ssize_t N, bint reverse) except *:
     q.T, q.B, q.N, q.reverse = len(batch_sizes), B, N, reverse
-    q.sizes = <const int64_t *>data(batch_sizes, "batch_sizes", cnp.NPY_INT64, (q.T,))
-    q.offsets = <const int64_t *>data(offsets, "offsets", cnp.NPY_INT64, (q.T,))
-    q.resets = <const uint8_t *>optional(resets, "resets", cnp.NPY_UINT8, (N,))
+    q.sizes = <const int64_t *>vector(batch_sizes, "batch_sizes", cnp.NPY_INT64, q.T)
+    q.offsets = <const int64_t *>vector(offsets, "offsets", cnp.NPY_INT64, q.T)
+    q.resets = <const uint8_t *>optional_vector(resets, "resets", cnp.NPY_UINT8, N)
 
 
 cdef void zero_reset_rows(const Packed *q, Py_ssize_t t, Py_ssize_t n,

@@ -1,6 +1,7 @@
 """Recurrent layers: validate, arrange the batch, call the engine. Thin on purpose; the arithmetic
 is in the functions of the engine, the equations in docs/math.md."""
 
+import copy
 import math
 import warnings
 from dataclasses import dataclass, field
@@ -39,6 +40,8 @@ def real_array(owner, name, x, dtype):
 
     Any other dtype is a TypeError: a silent conversion would hide a costly copy or a loss.
     """
+    if type(x) is np.ndarray and x.dtype == dtype and x.flags.carray:
+        return x
     x = np.asarray(x)
     if x.dtype.kind != "f" or x.dtype.newbyteorder("=") not in (dtype, np.dtype(np.float16)):
         raise TypeError(f"{owner}: {name} must be {dtype}, got {x.dtype}")
@@ -118,6 +121,7 @@ class Recurrent(Module):
             checkpoint_every = _positive("checkpoint_every", checkpoint_every)
         self.checkpoint_every = checkpoint_every
         self.options = options
+        self._known_names = {}
         self.training_rng = np.random.default_rng(seed)
         self._initialise(init, forget_bias, self.training_rng)
 
@@ -157,8 +161,11 @@ class Recurrent(Module):
 
     def _names(self, layer, direction):
         """Engine name -> parameter name."""
-        suffix = f"_l{layer}" + ("_reverse" if direction else "")
-        return {key: stem + suffix for key, (stem, _) in self._shapes(layer).items()}
+        if (layer, direction) not in self._known_names:
+            suffix = f"_l{layer}" + ("_reverse" if direction else "")
+            self._known_names[layer, direction] = {
+                key: stem + suffix for key, (stem, _) in self._shapes(layer).items()}
+        return self._known_names[layer, direction]
 
     def _initialise(self, init, forget_bias, rng):
         if init not in ("torch", "keras"):
@@ -235,6 +242,10 @@ class Recurrent(Module):
         state : array or (array, array)
             States at each sequence's own end, shaped like the initial ones.
         """
+        if lengths is None and resets is None and pad_output == "zero" and self._stackable():
+            done = self._run_stack(x, state, out, return_sequences)
+            if done is not None:
+                return done
         output, state, _ = self._run(x, state, lengths, resets, False, pad_output, out,
                                      return_sequences)  # fmt: skip
         return output, state
@@ -245,6 +256,63 @@ class Recurrent(Module):
         Dropout, where the layer has it, is active here and only here.
         """
         return self._run(x, state, lengths, resets, True, pad_output)
+
+    def _stackable(self):
+        """Whether `Stack` can run this layer: fixed order, no variant that needs more than a step's
+        kernel."""
+        return (_engine.get_engine() == "fused" and not self.layer_norm and not self.proj_size
+                and (self.directions == 1 or self.merge == "concat")
+                and self.options.get("reset_after", True))  # fmt: skip
+
+    def _packed(self, B, steps):
+        """The layer's weights, packed as they are now, ready for B sequences."""
+        from rnnfast._stream import Stack
+
+        weights = [{key: self.params[name] for key, name in self._names(k, d).items()}
+                   for k in range(self.num_layers) for d in range(self.directions)]
+        options = self.options
+        act = options["nonlinearity"] if self.cell == "rnn" else options["gate"]
+        return Stack(self.cell, weights, self.directions, B, act, options.get("coupled", False),
+                     options.get("clip", 0.0), steps)  # fmt: skip
+
+    def _run_stack(self, x, state, out, sequences):
+        """A call with a dense batch on a `Stack`; None where `_run` has to look at the arguments."""
+        if type(x) is not np.ndarray:
+            return None
+        ids = x.dtype.kind in "iu"
+        unbatched = x.ndim + ids == 2
+        if x.ndim + ids not in (2, 3) or x.size == 0:
+            return None
+        if ids:
+            x = x.astype(np.int64, copy=False)
+        elif x.dtype != self.dtype or x.shape[-1] != self.input_size:
+            return None
+        x = x[:, None] if unbatched else x.swapaxes(0, 1) if self.batch_first else x
+        T, B = x.shape[:2]
+        shape = (T, B, self.output_size)
+        turned = self.batch_first and not unbatched
+        final = (B, T, self.output_size) if turned else shape[::2] if unbatched else shape
+        if out is not None and (not sequences or type(out) is not np.ndarray or out.shape != final
+                                or out.dtype != self.dtype or not out.flags.writeable):  # fmt: skip
+            return None
+        stack = self._packed(B, T)
+        if state is not None:
+            stack.set_state(self._states(state, B, Packing(T, B), unbatched))
+        direct = (out is not None and not turned and out.flags.carray
+                  and not np.may_share_memory(out, x))  # fmt: skip
+        y = out if direct else np.empty(shape, self.dtype) if sequences else None
+        stack.run(x if x.flags.carray else np.ascontiguousarray(x), T, y)
+        states = [a[:, 0] if unbatched else a for a in stack.get_state()]
+        last = states[0] if self.states == 1 else tuple(states)
+        if not sequences:
+            return self._final_output(states[0]), last
+        if direct:
+            return out, last
+        y = y[:, 0] if unbatched else y.swapaxes(0, 1) if turned else y
+        if out is None:
+            return y, last
+        out[...] = y
+        return out, last
 
     @property
     def _me(self):
@@ -830,7 +898,7 @@ class Stream:
     Parameters
     ----------
     layer : RNN, LSTM or GRU
-        Of one direction.
+        Of one direction. The stream has a copy of its weights: later changes do not reach it.
     batch_size : int
         Sequences that run side by side.
 
@@ -848,18 +916,41 @@ class Stream:
     def __init__(self, layer, batch_size=1):
         if layer.bidirectional:
             raise ValueError("a bidirectional layer cannot be streamed: it reads from the end")
-        self.layer = layer
         self.batch_size = _positive("batch_size", batch_size)
+        self.layer = copy.copy(layer)
+        self.layer.params = {name: a.copy() for name, a in layer.params.items()}
+        self._stack = self.layer._packed(self.batch_size, 1) if layer._stackable() else None
         self.reset()
 
     def reset(self):
         """Back to the zero state."""
+        if self._stack is not None:
+            self._stack.reset()
         n, B = self.layer.num_layers, self.batch_size
-        arrays = [np.zeros((n, B, k), self.layer.dtype) for k in self.layer._state_sizes()]
-        self.state = arrays[0] if len(arrays) == 1 else tuple(arrays)
+        self._state = [np.zeros((n, B, k), self.layer.dtype) for k in self.layer._state_sizes()]
+
+    @property
+    def state(self):
+        """State(s) as a layer takes and returns them, copies; may be set."""
+        arrays = self._state if self._stack is None else self._stack.get_state()
+        arrays = [a.copy() for a in arrays]
+        return arrays[0] if len(arrays) == 1 else tuple(arrays)
+
+    @state.setter
+    def state(self, state):
+        B = self.batch_size
+        arrays = self.layer._states(state, B, Packing(1, B), False)
+        if self._stack is None:
+            self._state = [a.copy() for a in arrays]
+        else:
+            self._stack.set_state(arrays)
 
     def step(self, x, out=None):
         """Output (B, features) for the input (B, I), or (B,) class indices, of one time step."""
+        if self._stack is not None and (out is None or out.flags.carray):
+            y = self._stack.step(x, out)
+            if y is not NotImplemented:
+                return y
         x = np.asarray(x)
         y = self.process(x[None])[0]
         if out is None:
@@ -869,13 +960,21 @@ class Stream:
 
     def process(self, x):
         """Output (T, B, features) for a chunk (T, B, I), or (T, B) class indices."""
+        layer = self.layer
         x = np.asarray(x)
         if x.ndim < 2 or x.shape[1] != self.batch_size:
             raise ValueError(f"Stream: expected a batch of {self.batch_size}, got {x.shape}")
-        if self.layer.batch_first:
+        if layer.batch_first:
             x = x.swapaxes(0, 1)
-        y, self.state = self.layer(x, self.state)
-        return y.swapaxes(0, 1) if self.layer.batch_first else y
+        if self._stack is None:
+            state = self._state[0] if len(self._state) == 1 else tuple(self._state)
+            y, new = layer(x, state)
+            self._state = [new] if len(self._state) == 1 else list(new)
+            return y.swapaxes(0, 1) if layer.batch_first else y
+        rows, _, packing, _, _ = layer._arrange(x, None, None, None)
+        y = np.empty((packing.T, packing.B, layer.output_size), layer.dtype)
+        self._stack.run(rows, packing.T, y)
+        return y
 
 
 # ---- cells: one step, torch.nn's parameter names ---------------------------------------------

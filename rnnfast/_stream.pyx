@@ -1,0 +1,311 @@
+"""A stack of recurrent layers ready to run: weights packed once, states and scratch of its own.
+
+What `Stream` and dense inference of engine ``fused`` run on. Results have the bits of the functions
+in _rnn, _lstm and _gru: the same kernels, the same chains (docs/arithmetic.md).
+"""
+
+import numpy as np
+
+cimport numpy as cnp
+from libc.stdint cimport int64_t
+from libc.string cimport memcpy
+
+from rnnfast cimport _kernels as K
+from rnnfast cimport _seq
+from rnnfast._product cimport gemm_weights, inside_size, pack, packed_data
+from rnnfast._seq cimport empty, matrix, optional_matrix, optional_vector
+from rnnfast._types cimport real_t
+
+from rnnfast._dense import lookup_table, total_bias
+from rnnfast._gru import gru_bias
+from rnnfast._packing import BLOCK_ROWS
+
+cnp.import_array()
+
+cdef enum:
+    RNN, LSTM, GRU
+
+KINDS = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
+cdef Py_ssize_t BLOCK = BLOCK_ROWS
+
+
+# One layer in one direction.
+cdef struct Cell:
+    int kind
+    K.rf_act act
+    K.rf_lstm opt
+    Py_ssize_t inputs
+    Py_ssize_t H
+    Py_ssize_t G
+    bint reverse
+    void *w_ih      # packed with all gates: a step reads its inputs itself; or NULL, and then
+    void *w_all     # packed for one product over many steps
+    void *w_hh
+    void *bias
+    void *bias_n
+    void *peephole
+    void *h         # [B, H]
+    void *c         # [B, H]
+    void *next      # [B, H] scratch
+
+
+cdef void step(Cell *s, Py_ssize_t B, const real_t *x, const real_t *start, Py_ssize_t lds,
+               real_t *y, Py_ssize_t ldy) noexcept nogil:
+    """One time step; x NULL: `start` has the inputs' part already."""
+    cdef Py_ssize_t H = s.H
+    cdef real_t *h = <real_t *>s.h
+    cdef real_t *new = <real_t *>s.next
+    cdef const real_t *w_ih = <real_t *>s.w_ih if x != NULL else NULL
+    if s.kind == LSTM:
+        K.lstm_step(B, H, 0, H, &s.opt, s.inputs, x, w_ih, start, lds, H, h, <real_t *>s.w_hh,
+                    <real_t *>s.peephole, <real_t *>s.c, <real_t *>NULL, <real_t *>NULL, new, y,
+                    ldy)
+    elif s.kind == GRU:
+        K.gru_step(B, H, 0, H, s.act, s.inputs, x, w_ih, start, lds, <real_t *>s.bias_n, h,
+                   <real_t *>s.w_hh, h, <real_t *>NULL, <real_t *>NULL, new, y, ldy)
+    else:
+        K.rnn_step(B, H, 0, H, s.act, s.inputs, x, w_ih, start, lds, h, <real_t *>s.w_hh, new, y,
+                   ldy)
+    s.h, s.next = new, h
+
+
+cdef void run_cell(Cell *s, Py_ssize_t T, Py_ssize_t B, const real_t *x, bint summed, real_t *a,
+                   real_t *y, Py_ssize_t ldy) noexcept nogil:
+    """T steps. x: [T B, inputs]; summed: x is NULL and `a` holds the inputs' part of all steps; else
+    a: scratch for as many steps as a product covers. y: rows ldy apart, or NULL."""
+    cdef Py_ssize_t W = s.G * s.H, count = T, first = 0, n, i, t, row
+    cdef bint all_steps = not summed and s.w_ih == NULL
+    cdef const real_t *x_t
+    cdef const real_t *start
+    if all_steps:
+        count = BLOCK // B + 1
+    while first < T:
+        n = min(count, T - first)
+        if all_steps:
+            row = (T - first - n if s.reverse else first) * B
+            _seq.fill_rows(n * B, W, <real_t *>s.bias, a)
+            gemm_weights(n * B, W, s.inputs, x + row * s.inputs, s.inputs, <real_t *>NULL,
+                         <real_t *>s.w_all, <real_t>1, a, W)
+        for i in range(n):
+            t = T - 1 - first - i if s.reverse else first + i
+            if summed:
+                x_t, start = NULL, a + t * B * W
+            elif all_steps:
+                x_t, start = NULL, a + (n - 1 - i if s.reverse else i) * B * W
+            else:
+                x_t, start = x + t * B * s.inputs, <real_t *>s.bias
+            step(s, B, x_t, start, 0 if x_t != NULL else W, y + t * B * ldy if y != NULL else NULL,
+                 ldy)
+        first += n
+
+
+cdef class Stack:
+    """Layers on top of each other, in one or both directions, B sequences side by side.
+
+    Parameters
+    ----------
+    cell : {"rnn", "lstm", "gru"}
+    weights : list of dict
+        By layer, then direction: w_ih, w_hh, and b_ih, b_hh, peephole where there are any.
+    directions : int
+    B : int
+    act : str
+        Activation of the gates, of the RNN's state.
+    coupled, clip
+        Of an LSTM.
+    steps : int
+        Time steps that a call will cover, as far as known: many make one product of their inputs.
+    """
+
+    cdef Cell *cells
+    cdef readonly Py_ssize_t layers, directions, B, inputs, features
+    cdef Py_ssize_t H, W, room, wide_room
+    cdef int num
+    cdef object dtype, kept, scratch, between, table, states
+    cdef bint lstm
+    cdef object cell_memory
+
+    def __init__(self, str cell, list weights, Py_ssize_t directions, Py_ssize_t B, act,
+                 bint coupled=False, double clip=0.0, Py_ssize_t steps=1):
+        cdef Cell *s
+        cdef Py_ssize_t k, W
+        first = weights[0]
+        self.num = _seq.typenum(first["w_hh"])
+        self.dtype = first["w_hh"].dtype
+        self.H, self.B, self.directions = first["w_hh"].shape[1], B, directions
+        self.W = W = first["w_hh"].shape[0]
+        self.layers = len(weights) // directions
+        self.inputs, self.features = first["w_ih"].shape[1], directions * self.H
+        self.lstm = cell == "lstm"
+        memory = np.zeros(len(weights) * sizeof(Cell), np.uint8)
+        self.cell_memory = memory
+        self.cells = <Cell *>cnp.PyArray_DATA(<cnp.ndarray>memory)
+        self.kept = []
+        self.table = self.scratch = self.between = None
+        shape = len(weights), B, self.H
+        # twice: a step reads one half and writes the other
+        self.states = [np.zeros((2, *shape), self.dtype)]
+        if self.lstm:
+            self.states.append(np.zeros(shape, self.dtype))
+        for k in range(len(weights)):
+            s = &self.cells[k]
+            p = weights[k]
+            s.kind = KINDS[cell]
+            s.act = s.opt.gate = K.activation(act)
+            s.opt.coupled, s.opt.clip = coupled, clip
+            s.H, s.G, s.inputs = self.H, W // self.H, p["w_ih"].shape[1]
+            s.reverse = k % directions == 1
+            matrix(p["w_ih"], "w_ih", self.num, W, s.inputs)
+            matrix(p["w_hh"], "w_hh", self.num, W, self.H)
+            bias, bias_n = p.get("b_ih"), None
+            if cell == "gru":
+                bias, bias_n = gru_bias(bias, p.get("b_hh"), True)
+            else:
+                bias = total_bias(bias, p.get("b_hh"))
+            peephole = p.get("peephole")
+            together = steps > 1 and not inside_size(B, s.inputs)
+            packed = pack(p["w_ih"], 1 if together else s.G), pack(p["w_hh"], s.G)
+            s.w_all = packed_data(packed[0]) if together else NULL
+            s.w_ih = NULL if together else packed_data(packed[0])
+            s.w_hh = packed_data(packed[1])
+            s.bias = optional_vector(bias, "bias", self.num, W)
+            s.bias_n = optional_vector(bias_n, "bias", self.num, self.H)
+            s.peephole = optional_matrix(peephole, "peephole", self.num, 3, self.H)
+            self.kept.append((packed, bias, bias_n, peephole, p["w_ih"]))
+        self.point()
+
+    cdef void point(self):
+        """Let the cells' states be the first halves."""
+        cdef char *h = <char *>cnp.PyArray_DATA(<cnp.ndarray>self.states[0])
+        cdef char *c = NULL
+        cdef Py_ssize_t k, n = self.layers * self.directions
+        cdef Py_ssize_t size = self.B * self.H * cnp.PyArray_ITEMSIZE(<cnp.ndarray>self.states[0])
+        if self.lstm:
+            c = <char *>cnp.PyArray_DATA(<cnp.ndarray>self.states[1])
+        for k in range(n):
+            self.cells[k].h, self.cells[k].next = h + k * size, h + (n + k) * size
+            self.cells[k].c = c + k * size if c != NULL else NULL
+
+    def reset(self):
+        """The zero state."""
+        for a in self.states:
+            a.fill(0)
+        self.point()
+
+    def get_state(self):
+        """[h] or [h, c], each (layers * directions, B, H), copies."""
+        cdef Py_ssize_t k, n = self.layers * self.directions
+        cdef Py_ssize_t size = self.B * self.H * cnp.PyArray_ITEMSIZE(<cnp.ndarray>self.states[0])
+        h = np.empty((n, self.B, self.H), self.dtype)
+        cdef char *p = <char *>cnp.PyArray_DATA(<cnp.ndarray>h)
+        for k in range(n):
+            memcpy(p + k * size, self.cells[k].h, size)
+        return [h, self.states[1].copy()] if self.lstm else [h]
+
+    def set_state(self, list state):
+        """Arrays as `get_state` gives them."""
+        self.point()
+        self.states[0][0] = state[0]
+        if self.lstm:
+            self.states[1][...] = state[1]
+
+    def run(self, x, Py_ssize_t T, out):
+        """T steps from the state at hand.
+
+        x: (T, B, inputs), or int64 (T, B) class indices in [0, inputs), C-contiguous;
+        out: writable C-contiguous array of T B (directions H) elements, or None.
+        """
+        cdef Py_ssize_t N = T * self.B, layer, d, wide = self.features, rows = 0
+        cdef cnp.ndarray source = <cnp.ndarray>x
+        cdef bint ids = cnp.PyArray_TYPE(source) == cnp.NPY_INT64
+        cdef void *px = cnp.PyArray_DATA(source)
+        cdef void *py = NULL
+        cdef void *pa = NULL
+        cdef void *from_
+        cdef void *to
+        cdef void *buffers[2]
+        cdef Cell *s
+        cdef K.rf_fpmode mode
+        if ids:
+            if cnp.PyArray_SIZE(source) != N:
+                raise ValueError(f"expected {N} class indices, got {x.size}")
+            _seq.checked_ids(x.reshape(N), N, self.inputs)
+        elif (cnp.PyArray_TYPE(source) != self.num or cnp.PyArray_SIZE(source) != N * self.inputs
+              or not cnp.PyArray_IS_C_CONTIGUOUS(source) or not cnp.PyArray_ISBEHAVED_RO(source)):
+            raise ValueError(f"expected a contiguous {self.dtype} array of {N} x {self.inputs}, "
+                             f"got {x.dtype} {x.shape}")
+        if out is not None:
+            if (cnp.PyArray_TYPE(<cnp.ndarray>out) != self.num
+                    or cnp.PyArray_SIZE(<cnp.ndarray>out) != N * wide
+                    or not cnp.PyArray_ISCARRAY(<cnp.ndarray>out)):
+                raise ValueError(f"out: expected a contiguous {self.dtype} array of {N} x {wide}, "
+                                 f"got {out.dtype} {out.shape}")
+            py = cnp.PyArray_DATA(<cnp.ndarray>out)
+        for layer in range(self.layers * self.directions):
+            if self.cells[layer].w_all != NULL:
+                rows = min(N, (BLOCK // self.B + 1) * self.B)
+        if ids:
+            rows = N
+        if rows > self.room:
+            self.scratch, self.room = empty(rows, self.W, self.num), rows
+        if self.scratch is not None:
+            pa = cnp.PyArray_DATA(<cnp.ndarray>self.scratch)
+        buffers[0] = buffers[1] = NULL
+        if self.layers > 1:
+            if N > self.wide_room:
+                self.between = empty(N, wide, self.num), empty(N, wide, self.num)
+                self.wide_room = N
+            for d in range(2):
+                buffers[d] = cnp.PyArray_DATA(<cnp.ndarray>self.between[d])
+        tables = self.tables() if ids else None
+        for layer in range(self.layers):
+            from_ = px if layer == 0 else buffers[(layer - 1) % 2]
+            to = py if layer == self.layers - 1 else buffers[layer % 2]
+            for d in range(self.directions):
+                s = &self.cells[layer * self.directions + d]
+                if ids and layer == 0:
+                    self.look_up(<int64_t *>px, N, tables[d], pa)
+                with nogil:
+                    mode = K.enter()
+                    if self.num == cnp.NPY_FLOAT:
+                        run_cell[float](s, T, self.B, <float *>from_, ids and layer == 0,
+                                        <float *>pa,
+                                        <float *>to + d * self.H if to != NULL else NULL, wide)
+                    else:
+                        run_cell[double](s, T, self.B, <double *>from_, ids and layer == 0,
+                                         <double *>pa,
+                                         <double *>to + d * self.H if to != NULL else NULL, wide)
+                    K.leave(mode)
+
+    def step(self, x, out=None):
+        """One time step: (B, inputs) or (B,) class indices to (B, directions H), a new array or
+        `out`. What is not of just that kind and shape gives NotImplemented."""
+        cdef cnp.ndarray source
+        if not isinstance(x, np.ndarray):
+            return NotImplemented
+        source = <cnp.ndarray>x
+        if (cnp.PyArray_TYPE(source) != self.num or cnp.PyArray_NDIM(source) != 2
+                or cnp.PyArray_DIM(source, 0) != self.B
+                or cnp.PyArray_DIM(source, 1) != self.inputs
+                or not cnp.PyArray_IS_C_CONTIGUOUS(source)
+                or not cnp.PyArray_ISBEHAVED_RO(source)):
+            return NotImplemented
+        if out is None:
+            out = empty(self.B, self.features, self.num)
+        self.run(source, 1, out)
+        return out
+
+    cdef object tables(self):
+        """Per direction of the first layer: bias + column of W_ih by class, [inputs, W]."""
+        if self.table is None:
+            self.table = []
+            for _, bias, _, _, w_ih in self.kept[:self.directions]:
+                self.table.append(lookup_table(w_ih, bias))
+        return self.table
+
+    cdef void look_up(self, const int64_t *ids, Py_ssize_t N, object table, void *a):
+        cdef void *p = cnp.PyArray_DATA(<cnp.ndarray>table)
+        if self.num == cnp.NPY_FLOAT:
+            _seq.gather_rows[float](N, self.W, ids, <float *>p, <float *>a)
+        else:
+            _seq.gather_rows[double](N, self.W, ids, <double *>p, <double *>a)
