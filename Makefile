@@ -62,7 +62,7 @@ readme:  ## paste the figures of bench/results/bench.json into README.md and doc
 
 sweep:  ## every float32 through exp, tanh, sigmoid and log1p on every instruction set
 	mkdir -p build
-	$(CC) -O3 -std=c11 -ffp-contract=off -fno-math-errno -Icsrc tools/sweep.c csrc/*.c -lm -o build/sweep
+	$(CC) -O3 -std=c11 -ffp-contract=off -fno-math-errno -Icsrc tools/sweep.c csrc/*.c -lm -pthread -o build/sweep
 	build/sweep
 
 WARNINGS = -Wall -Wextra -Wconversion -Werror
