@@ -24,7 +24,8 @@ typedef void rf_gang_task(void *arg, int worker, int threads, rf_gang *gang);
 int rf_pool_run_gang(int threads, rf_gang_task *f, void *arg);
 
 /* Wait until all threads of the gang have called this as often; what they wrote before is then seen
- * by all. Spins for some microseconds, unless there are fewer CPUs than threads, then sleeps. */
+ * by all. Spins for some microseconds, yields for some more (from the start where there are fewer
+ * CPUs than threads), then sleeps. */
 void rf_pool_barrier(rf_gang *gang);
 
 #if defined(_WIN32)

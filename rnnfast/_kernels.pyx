@@ -53,7 +53,7 @@ cdef void leave(rf_fpmode before) noexcept nogil:
     rf_ftz_leave(before)
 
 
-# ---- threads --------------------------------------------------------------------------------------
+# ---- threads -------------------------------------------------------------------------------------
 
 cdef int num_threads() noexcept nogil:
     return rnnfast_get_num_threads()
@@ -88,7 +88,7 @@ def set_default_threads(int most, bint exact):
 
 
 def set_share(int n):
-    """Let calls on this thread use n threads at most; 0: as on any. Returns what it was before."""
+    """Let calls on this thread use n threads at most; 0: as on any. Returns what was before."""
     return rf_threads_share(n)
 
 
@@ -185,8 +185,8 @@ cdef struct pool_trial:
 cdef void trial_task(void *arg, int task, int worker) noexcept nogil:
     cdef pool_trial *trial = <pool_trial *>arg
     cdef int64_t x = task
-    cdef Py_ssize_t k
-    for k in range(trial.n):
+    cdef Py_ssize_t _
+    for _ in range(trial.n):
         x = (x * 1103515245 + 12345) & 0x7fffffff
     trial.done[task] += x
     trial.worker[task] = worker
