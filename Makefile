@@ -12,7 +12,7 @@ copy = mkdir -p $(1) && git ls-files -z -co --exclude-standard | \
 	xargs -0 sh -c 'for f; do test -e "$$f" && printf "%s\0" "$$f"; done' sh | \
 	tar -c --null -T - | tar -x -C $(1)
 
-.PHONY: help dev test test-isa asan annotate bench readme sweep thorough lint wheel clean
+.PHONY: help dev test test-isa asan tsan annotate bench readme sweep thorough lint wheel clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
@@ -43,6 +43,13 @@ asan:  ## the suite under the address and undefined-behaviour sanitizers, with b
 		UBSAN_OPTIONS=print_stacktrace=1 \
 		LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so)" \
 		$(python) -m pytest -q -p no:cacheprovider $(or $(ASAN_TESTS),$(TESTS))
+
+ROUNDS ?= 10
+tsan:  ## the thread pool's stress test under the thread sanitizer (ROUNDS=...)
+	mkdir -p build
+	$(CC) -O1 -g -std=c11 -fsanitize=thread -Icsrc tests/pool_stress.c csrc/pool.c csrc/cpu.c -pthread \
+		-o build/pool_stress
+	build/pool_stress $(ROUNDS)
 
 annotate:  ## Cython's annotated sources in build/annotate; fails where a nogil line talks to Python
 	$(call copy,build/annotate)

@@ -118,8 +118,7 @@ void rf_pool_barrier(rf_gang *gang) { (void)gang; }
 enum {
     MOST_WORKERS = 1023,
     LINE = 64,
-    PAUSE_NS = 1000, /* who waits pauses for so long, */
-    SPIN_NS = 20000, /* then yields until now: about what sleeping and being woken costs */
+    SPIN_NS = 20000, /* about what putting a thread to sleep and waking it costs */
     STACK = 1 << 20, /* musl's default would be 128 KiB */
 };
 
@@ -140,9 +139,9 @@ static void bell_init(struct bell *b) {
 
 static void bell_ring(struct bell *b) {
     if (atomic_load(&b->sleepers) == 0) return;
-    pthread_mutex_lock(&b->mutex);
-    pthread_cond_broadcast(&b->cond);
+    pthread_mutex_lock(&b->mutex); /* whoever counted itself now sleeps or sees the change */
     pthread_mutex_unlock(&b->mutex);
+    pthread_cond_broadcast(&b->cond);
 }
 
 static int64_t now_ns(void) {
@@ -151,17 +150,24 @@ static int64_t now_ns(void) {
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-/* Look for a while, then sleep. Yielding matters where both threads are on one CPU, be it for other
- * programs' load: a barrier then costs 6 us in place of 51. */
-static void wait_while(struct bell *b, atomic_int *word, int value, int pause_ns) {
-    const int64_t begin = now_ns();
-    for (int64_t waited = 0; waited < SPIN_NS; waited = now_ns() - begin) {
-        if (waited >= pause_ns) sched_yield();
-        for (int k = 0; k < 16; k++) {
-            if (atomic_load_explicit(word, memory_order_acquire) != value) return;
-            RF_PAUSE();
-        }
+/* Look for a while, then sleep. Looking is a loss where the other thread waits for this CPU, be it
+ * for other programs' load. So after two waits in a row that looked in vain only each 16th looks,
+ * until one did not: `misses` counts. (To yield instead would hand the CPU to the other programs.) */
+static void wait_while(struct bell *b, atomic_int *word, int value, atomic_int *misses) {
+    const int n = atomic_load_explicit(misses, memory_order_relaxed);
+    if (n < 2 || n % 16 == 0) {
+        const int64_t end = now_ns() + SPIN_NS;
+        do
+            for (int k = 0; k < 16; k++) {
+                if (atomic_load_explicit(word, memory_order_acquire) != value) {
+                    if (n > 0) atomic_store_explicit(misses, 0, memory_order_relaxed);
+                    return;
+                }
+                RF_PAUSE();
+            }
+        while (now_ns() < end);
     }
+    atomic_store_explicit(misses, n < 1 << 20 ? n + 1 : 2, memory_order_relaxed);
     pthread_mutex_lock(&b->mutex);
     atomic_fetch_add(&b->sleepers, 1);
     while (atomic_load(word) == value) pthread_cond_wait(&b->cond, &b->mutex);
@@ -172,7 +178,8 @@ static void wait_while(struct bell *b, atomic_int *word, int value, int pause_ns
 struct rf_gang {
     _Alignas(LINE) atomic_int arrived;
     _Alignas(LINE) atomic_int turn; /* on a line of its own: all who wait read it */
-    int threads, pause_ns;
+    atomic_int misses;
+    int threads;
     struct bell *bell; /* a worker's: it outlives the run, as no one's who waits at it need */
 };
 
@@ -181,7 +188,7 @@ struct run {
     rf_task *task; /* NULL in a gang's run */
     rf_gang_task *gang_task;
     void *arg;
-    int tasks, pause_ns;
+    int tasks;
     rf_fpmode mode;
     _Alignas(LINE) atomic_int next;
     rf_gang gang;
@@ -237,13 +244,12 @@ static void work(struct run *run, int number) {
 
 static void *worker_main(void *self) {
     struct worker *w = self;
-    int pause_ns = PAUSE_NS;
+    atomic_int misses = 0;
     for (;;) {
-        wait_while(&w->bell, &w->state, IDLE, pause_ns);
+        wait_while(&w->bell, &w->state, IDLE, &misses);
         int expected = OFFERED;
         if (!atomic_compare_exchange_strong(&w->state, &expected, BUSY)) continue;
         struct run *run = w->run;
-        pause_ns = run->pause_ns;
         rf_fp_adopt(run->mode);
         work(run, w->number);
         atomic_store(&w->state, IDLE);
@@ -335,9 +341,8 @@ static int run_on(struct run *run, int threads) {
         first = take(threads - 1, &c, &got);
     }
     run->mode = rf_fp_mode();
-    run->pause_ns = known && got >= known ? 0 : PAUSE_NS; /* 0: fewer CPUs than threads */
     run->gang.threads = got + 1;
-    run->gang.pause_ns = run->pause_ns;
+    atomic_init(&run->gang.misses, known && got >= known ? 2 : 0); /* fewer CPUs than threads? */
     run->gang.bell = first ? &first->meeting : NULL;
     int number = 0;
     for (struct worker *w = first; w; w = w->next) {
@@ -352,7 +357,7 @@ static int run_on(struct run *run, int threads) {
         int expected = OFFERED;
         if (run->task && atomic_compare_exchange_strong(&w->state, &expected, IDLE)) continue;
         while ((expected = atomic_load(&w->state)) != IDLE)
-            wait_while(&w->bell, &w->state, expected, run->pause_ns);
+            wait_while(&w->bell, &w->state, expected, &run->gang.misses);
     }
     if (first) give_back(first);
     return got + 1;
@@ -377,7 +382,7 @@ void rf_pool_barrier(rf_gang *g) {
     if (g->threads == 1) return;
     const int turn = atomic_load_explicit(&g->turn, memory_order_relaxed);
     if (atomic_fetch_add(&g->arrived, 1) + 1 < g->threads) {
-        wait_while(g->bell, &g->turn, turn, g->pause_ns);
+        wait_while(g->bell, &g->turn, turn, &g->misses);
         return;
     }
     atomic_store_explicit(&g->arrived, 0, memory_order_relaxed);

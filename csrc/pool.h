@@ -7,7 +7,7 @@
 #define RNNFAST_POOL_H
 
 /* arg: as given to the run; task: 0 .. tasks-1; worker: 0 .. threads-1, 0 being the caller and no
- * two at once the same, so that it can index scratch memory. */
+ * two at once the same, so that it can index scratch memory. A worker's stack is 1 MiB. */
 typedef void rf_task(void *arg, int task, int worker);
 
 /* Call f for each task, in ascending order of their starts, on at most `threads` threads; return
@@ -24,8 +24,7 @@ typedef void rf_gang_task(void *arg, int worker, int threads, rf_gang *gang);
 int rf_pool_run_gang(int threads, rf_gang_task *f, void *arg);
 
 /* Wait until all threads of the gang have called this as often; what they wrote before is then seen
- * by all. Spins for some microseconds, yields for some more (from the start where there are fewer
- * CPUs than threads), then sleeps. */
+ * by all. Spins for up to 20 us, unless that was in vain the times before, then sleeps. */
 void rf_pool_barrier(rf_gang *gang);
 
 #if defined(_WIN32)

@@ -38,7 +38,7 @@ static double seconds(clockid_t clock) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* ---- tasks: each once, no two at a time with the same worker's number -------------------------- */
+/* ---- tasks: each once, no two at a time with the same worker's number ------------------------ */
 
 typedef struct {
     int done[TASKS], scratch[MOST]; /* not atomic: the sanitizer finds who writes at once */
@@ -73,7 +73,7 @@ static void run_tasks(int tasks, int threads, int nested) {
     CHECK(all == tasks);
 }
 
-/* ---- a gang: a recurrence whose every step needs all of the step before ------------------------ */
+/* ---- a gang: a recurrence whose every step needs all of the step before ---------------------- */
 
 typedef struct {
     uint64_t h[2][UNITS];
@@ -106,7 +106,7 @@ static int run_gang(int threads) {
     return got;
 }
 
-/* ---- many callers ----------------------------------------------------------------------------- */
+/* ---- many callers ---------------------------------------------------------------------------- */
 
 static void *caller(void *arg) {
     const int id = *(int *)arg;
@@ -129,7 +129,7 @@ static void many_callers(void) {
     for (int k = 0; k < CALLERS; k++) pthread_join(threads[k], NULL);
 }
 
-/* ---- fork while others run: the child has a pool of its own ------------------------------------ */
+/* ---- fork while others run: the child has a pool of its own ---------------------------------- */
 
 static atomic_int stop;
 
