@@ -152,7 +152,7 @@ static int64_t now_ns(void) {
 
 /* Look for a while, then sleep. Looking is a loss where the other thread waits for this CPU, be it
  * for other programs' load. So after two waits in a row that looked in vain only each 16th looks,
- * until one did not: `misses` counts. (To yield instead would hand the CPU to the other programs.) */
+ * until one did not: `misses` counts. To yield instead would hand the CPU to the other programs. */
 static void wait_while(struct bell *b, atomic_int *word, int value, atomic_int *misses) {
     const int n = atomic_load_explicit(misses, memory_order_relaxed);
     if (n < 2 || n % 16 == 0) {
