@@ -12,7 +12,7 @@ copy = mkdir -p $(1) && git ls-files -z -co --exclude-standard | \
 	xargs -0 sh -c 'for f; do test -e "$$f" && printf "%s\0" "$$f"; done' sh | \
 	tar -c --null -T - | tar -x -C $(1)
 
-.PHONY: help dev test test-isa asan annotate bench readme sweep thorough lint wheel clean
+.PHONY: help dev test test-isa asan tsan annotate bench readme sweep thorough lint wheel clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
@@ -44,6 +44,13 @@ asan:  ## the suite under the address and undefined-behaviour sanitizers, with b
 		LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so)" \
 		$(python) -m pytest -q -p no:cacheprovider $(or $(ASAN_TESTS),$(TESTS))
 
+ROUNDS ?= 10
+tsan:  ## the thread pool's stress test under the thread sanitizer (ROUNDS=...)
+	mkdir -p build
+	$(CC) -O1 -g -std=c11 -fsanitize=thread -Icsrc tests/pool_stress.c csrc/pool.c csrc/cpu.c -pthread \
+		-o build/pool_stress
+	build/pool_stress $(ROUNDS)
+
 annotate:  ## Cython's annotated sources in build/annotate; fails where a nogil line talks to Python
 	$(call copy,build/annotate)
 	cd build/annotate && RNNFAST_ANNOTATE=1 $(python) setup.py -q --name
@@ -62,7 +69,7 @@ readme:  ## paste the figures of bench/results/bench.json into README.md and doc
 
 sweep:  ## every float32 through exp, tanh, sigmoid and log1p on every instruction set
 	mkdir -p build
-	$(CC) -O3 -std=c11 -ffp-contract=off -fno-math-errno -Icsrc tools/sweep.c csrc/*.c -lm -o build/sweep
+	$(CC) -O3 -std=c11 -ffp-contract=off -fno-math-errno -Icsrc tools/sweep.c csrc/*.c -lm -pthread -o build/sweep
 	build/sweep
 
 WARNINGS = -Wall -Wextra -Wconversion -Werror

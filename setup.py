@@ -79,8 +79,9 @@ def extensions():
         flags = ["-O3", "-std=c11", "-ffp-contract=off", "-fno-math-errno", "-g0"]
         if DEBUG:
             flags += ["-O1", "-g", "-UNDEBUG"]
-    flags += os.environ.get("RNNFAST_CFLAGS", "").split()
-    link = os.environ.get("RNNFAST_LDFLAGS", "").split()
+    threads = [] if sys.platform == "win32" else ["-pthread"]  # csrc/pool.c
+    flags += threads + os.environ.get("RNNFAST_CFLAGS", "").split()
+    link = threads + os.environ.get("RNNFAST_LDFLAGS", "").split()
     common = {
         "include_dirs": ["csrc", numpy.get_include()],
         "extra_compile_args": flags,

@@ -38,6 +38,13 @@ void rf_ftz_leave(rf_fpmode before) {
     if (now != want) _mm_setcsr(want);
 }
 
+rf_fpmode rf_fp_mode(void) { return _mm_getcsr(); }
+void rf_fp_adopt(rf_fpmode mode) {
+    const unsigned taken = FTZ_DAZ | _MM_ROUND_MASK, now = _mm_getcsr();
+    const unsigned want = (now & ~taken) | ((unsigned)mode & taken);
+    if (now != want) _mm_setcsr(want);
+}
+
 #elif defined(__aarch64__)
 
 int rf_cpu_has_fma(void) { return 0; } /* the scalar build has it already */
@@ -68,6 +75,13 @@ void rf_ftz_leave(rf_fpmode before) {
     if (now != want) set_fpcr(want);
 }
 
+rf_fpmode rf_fp_mode(void) { return get_fpcr(); }
+void rf_fp_adopt(rf_fpmode mode) {
+    const uint64_t taken = FZ | (uint64_t)3 << 22; /* and the rounding */
+    uint64_t now = get_fpcr(), want = (now & ~taken) | (mode & taken);
+    if (now != want) set_fpcr(want);
+}
+
 #else
 
 int rf_cpu_has_fma(void) { return 0; }
@@ -76,5 +90,7 @@ int rf_cpu_has_avx512(void) { return 0; }
 rf_fpmode rf_ftz_enter(void) { return 0; }
 rf_fpmode rf_ftz_keep(void) { return 0; }
 void rf_ftz_leave(rf_fpmode before) { (void)before; }
+rf_fpmode rf_fp_mode(void) { return 0; }
+void rf_fp_adopt(rf_fpmode mode) { (void)mode; }
 
 #endif

@@ -57,4 +57,8 @@ rf_fpmode rf_ftz_enter(void);
 rf_fpmode rf_ftz_keep(void);
 void rf_ftz_leave(rf_fpmode before);
 
+/* The calling thread's mode, denormals and rounding; and its adoption by another thread. */
+rf_fpmode rf_fp_mode(void);
+void rf_fp_adopt(rf_fpmode mode);
+
 #endif

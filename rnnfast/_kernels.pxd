@@ -18,6 +18,12 @@ cdef extern from "rnnfast.h" nogil:
         double clip
     ctypedef uint64_t rf_fpmode
 
+# csrc/pool.h says what each promises
+cdef extern from "pool.h" nogil:
+    ctypedef struct rf_gang
+    ctypedef void rf_task(void *arg, int task, int worker) noexcept nogil
+    ctypedef void rf_gang_task(void *arg, int worker, int threads, rf_gang *gang) noexcept nogil
+
 ctypedef const rf_lstm *const_lstm
 
 include "_kernel_tables.pxi"
@@ -27,5 +33,11 @@ include "_kernel_tables.pxi"
 cdef rf_fpmode enter() noexcept nogil
 cdef rf_fpmode gradual() noexcept nogil
 cdef void leave(rf_fpmode before) noexcept nogil
+
+# The thread pool, and how many threads a call may use (a system call: small work need not ask).
+cdef int num_threads() noexcept nogil
+cdef void pool_run(int tasks, int threads, rf_task *f, void *arg) noexcept nogil
+cdef int pool_run_gang(int threads, rf_gang_task *f, void *arg) noexcept nogil
+cdef void pool_barrier(rf_gang *gang) noexcept nogil
 
 cdef rf_act activation(object spec) except *

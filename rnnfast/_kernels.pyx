@@ -6,7 +6,7 @@ import os
 import numpy as np
 
 cimport numpy as cnp
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 from rnnfast._types cimport real_t
 
 cnp.import_array()
@@ -25,6 +25,15 @@ cdef extern from "rnnfast.h" nogil:
     int rf_kernel_count()
     const char *rf_kernel_name(int k)
 
+cdef extern from "pool.h" nogil:
+    void rf_pool_run(int tasks, int threads, rf_task *f, void *arg)
+    int rf_pool_run_gang(int threads, rf_gang_task *f, void *arg)
+    void rf_pool_barrier(rf_gang *gang)
+    int rnnfast_get_num_threads()
+    void rnnfast_set_num_threads(int n)
+    void rf_threads_default(int most, int exact)
+    int rf_threads_share(int n)
+
 cdef const rf_table_f32 *f32 = rf_isa_f32(0)
 cdef const rf_table_f64 *f64 = rf_isa_f64(0)
 cdef bint flush = True
@@ -42,6 +51,45 @@ cdef rf_fpmode gradual() noexcept nogil:
 
 cdef void leave(rf_fpmode before) noexcept nogil:
     rf_ftz_leave(before)
+
+
+# ---- threads -------------------------------------------------------------------------------------
+
+cdef int num_threads() noexcept nogil:
+    return rnnfast_get_num_threads()
+
+
+cdef void pool_run(int tasks, int threads, rf_task *f, void *arg) noexcept nogil:
+    rf_pool_run(tasks, threads, f, arg)
+
+
+cdef int pool_run_gang(int threads, rf_gang_task *f, void *arg) noexcept nogil:
+    return rf_pool_run_gang(threads, f, arg)
+
+
+cdef void pool_barrier(rf_gang *gang) noexcept nogil:
+    rf_pool_barrier(gang)
+
+
+def get_threads():
+    """Threads that a call on this thread may use."""
+    return rnnfast_get_num_threads()
+
+
+def set_threads(int n):
+    """Let calls use n threads; n < 1, or the default's number: the default again."""
+    rnnfast_set_num_threads(n)
+
+
+def set_default_threads(int most, bint exact):
+    """The default is `most`, or unless exact the CPUs that the calling thread may use where those
+    are fewer."""
+    rf_threads_default(most, exact)
+
+
+def set_share(int n):
+    """Let calls on this thread use n threads at most; 0: as on any. Returns what was before."""
+    return rf_threads_share(n)
 
 
 # ---- choice of instruction set and of the denormals' treatment --------------------------------
@@ -126,6 +174,70 @@ def address(str isa, str dtype, str name):
 def fpmode_addresses():
     """Addresses of rf_ftz_enter, rf_ftz_keep and rf_ftz_leave."""
     return <size_t>&rf_ftz_enter, <size_t>&rf_ftz_keep, <size_t>&rf_ftz_leave
+
+
+cdef struct pool_trial:
+    int64_t *done
+    int *worker
+    Py_ssize_t n
+
+
+cdef void trial_task(void *arg, int task, int worker) noexcept nogil:
+    cdef pool_trial *trial = <pool_trial *>arg
+    cdef int64_t x = task
+    cdef Py_ssize_t _
+    for _ in range(trial.n):
+        x = (x * 1103515245 + 12345) & 0x7fffffff
+    trial.done[task] += x
+    trial.worker[task] = worker
+
+
+def try_pool(int tasks, int threads, Py_ssize_t n):
+    """A run of the pool: per task a number that does not depend on threads (n steps of a random
+    generator that starts at the task), and the worker that did it."""
+    cdef cnp.ndarray done = np.zeros(tasks, np.int64)
+    cdef cnp.ndarray worker = np.full(tasks, -1, np.intc)
+    cdef pool_trial trial
+    trial.done = <int64_t *>cnp.PyArray_DATA(done)
+    trial.worker = <int *>cnp.PyArray_DATA(worker)
+    trial.n = n
+    with nogil:
+        rf_pool_run(tasks, threads, trial_task, &trial)
+    return done, worker
+
+
+cdef struct gang_trial:
+    uint64_t *h
+    int units, steps
+
+
+cdef void trial_gang(void *arg, int worker, int threads, rf_gang *gang) noexcept nogil:
+    cdef gang_trial *trial = <gang_trial *>arg
+    cdef int n = trial.units, t, j, k
+    cdef uint64_t sum
+    for t in range(trial.steps):
+        j = worker
+        while j < n:
+            sum = <uint64_t>j + 1
+            for k in range(n):
+                sum = sum * 31 + trial.h[t * n + k]
+            trial.h[(t + 1) * n + j] = sum
+            j += threads
+        rf_pool_barrier(gang)
+
+
+def try_gang(int units, int steps, int threads):
+    """A recurrence over integers, its units split over a gang with a barrier per step: the states,
+    (steps + 1, units), and how many threads there were."""
+    cdef cnp.ndarray h = np.zeros((steps + 1, units), np.uint64)
+    cdef gang_trial trial
+    cdef int got
+    trial.h = <uint64_t *>cnp.PyArray_DATA(h)
+    trial.units = units
+    trial.steps = steps
+    with nogil:
+        got = rf_pool_run_gang(threads, trial_gang, &trial)
+    return h, got
 
 
 UNARY = ("exp", "tanh", "sigmoid", "relu", "log1p")
