@@ -23,18 +23,83 @@ cdef double EPS = 1e-5  # layer norm's epsilon, as in reference.sequence
 # Rows from which our own product computes dW as its transpose: then the vectors run over the gates,
 # of which there are more than inputs (dW 76 GFLOP/s, its transpose 95, at 2048 x 512 x 128)
 cdef Py_ssize_t ROWS_TRANSPOSED = 64
+cdef double WORK_FOR_POOL = 2e6  # multiply-adds from which threads pay: docs/performance.md
+
+
+# A product, and a part of it by rows or columns: which changes no chain.
+cdef struct Product:
+    int num
+    bint ta, add
+    bint by_rows
+    Py_ssize_t m, n, k, lda, ldb, ldc
+    char *a
+    char *b         # row-major; of weights W [n, k], whose transpose is meant:
+    bint weights
+    char *packed    # what `pack` made of them, or NULL with BLAS
+    char *c
+    int tasks
+
+
+cdef void product_task(void *arg, int task, int worker) noexcept nogil:
+    cdef Product *s = <Product *>arg
+    cdef Py_ssize_t size = sizeof(float) if s.num == cnp.NPY_FLOAT else sizeof(double)
+    cdef Py_ssize_t m = s.m, n = s.n, unit = 1 if s.by_rows else 64, first, last, total
+    cdef char *a = s.a
+    cdef char *b = s.b
+    cdef char *packed = s.packed
+    cdef char *c = s.c
+    if s.tasks > 1:
+        total = ((m if s.by_rows else n) + unit - 1) // unit
+        first, last = total * task // s.tasks * unit, total * (task + 1) // s.tasks * unit
+        if s.by_rows:
+            a += first * size * (1 if s.ta else s.lda)
+            c += first * size * s.ldc
+            m = last - first
+        else:
+            last = min(last, n)
+            b += first * size
+            if packed != NULL:
+                packed += first * s.k * size
+            c += first * size
+            n = last - first
+    if s.num == cnp.NPY_FLOAT:
+        if s.weights:
+            gemm_weights[float](m, n, s.k, <float *>a, s.lda, <float *>b, <float *>packed, s.add,
+                                <float *>c, s.ldc)
+        else:
+            gemm[float](s.ta, m, n, s.k, <float *>a, s.lda, <float *>b, s.ldb, s.add, <float *>c,
+                        s.ldc)
+    else:
+        if s.weights:
+            gemm_weights[double](m, n, s.k, <double *>a, s.lda, <double *>b, <double *>packed,
+                                 s.add, <double *>c, s.ldc)
+        else:
+            gemm[double](s.ta, m, n, s.k, <double *>a, s.lda, <double *>b, s.ldb, s.add,
+                         <double *>c, s.ldc)
+
+
+cdef void run_product(Product *s) noexcept nogil:
+    """In several tasks where the products are our own and there is enough to do."""
+    cdef K.rf_fpmode mode = K.enter()
+    s.tasks = 1
+    s.by_rows = s.m >= s.n
+    if is_fixed() and <double>s.m * s.n * s.k > WORK_FOR_POOL:
+        s.tasks = K.num_threads()
+    if s.tasks > 1:
+        K.pool_run(s.tasks, s.tasks, product_task, s)
+    else:
+        product_task(s, 0, 0)
+    K.leave(mode)
 
 
 cdef void matmul(int num, bint ta, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, void *a,
                  Py_ssize_t lda, void *b, Py_ssize_t ldb, bint add, void *c,
                  Py_ssize_t ldc) noexcept nogil:
     """C = op(A) B, added to C where `add`."""
-    cdef K.rf_fpmode mode = K.enter()
-    if num == cnp.NPY_FLOAT:
-        gemm[float](ta, m, n, k, <float *>a, lda, <float *>b, ldb, add, <float *>c, ldc)
-    else:
-        gemm[double](ta, m, n, k, <double *>a, lda, <double *>b, ldb, add, <double *>c, ldc)
-    K.leave(mode)
+    cdef Product s
+    s.num, s.ta, s.add, s.m, s.n, s.k, s.lda, s.ldb, s.ldc = num, ta, add, m, n, k, lda, ldb, ldc
+    s.a, s.b, s.packed, s.c, s.weights = <char *>a, <char *>b, NULL, <char *>c, False
+    run_product(&s)
 
 
 cdef void turn(int num, Py_ssize_t m, Py_ssize_t n, void *a, void *out) noexcept nogil:
@@ -103,20 +168,15 @@ def input_product(x, w, bias):
     px = matrix(x, "x", num, N, I)
     packed = pack(w)
     cdef void *pp = packed_data(packed)
-    cdef K.rf_fpmode mode
+    cdef Product s
     with nogil:
         if num == cnp.NPY_FLOAT:
             _seq.fill_rows[float](N, G, <float *>pb, <float *>pa)
         else:
             _seq.fill_rows[double](N, G, <double *>pb, <double *>pa)
-        mode = K.enter()
-        if num == cnp.NPY_FLOAT:
-            gemm_weights[float](N, G, I, <float *>px, I, <float *>pw, <float *>pp, 1,
-                                <float *>pa, G)
-        else:
-            gemm_weights[double](N, G, I, <double *>px, I, <double *>pw, <double *>pp, 1,
-                                 <double *>pa, G)
-        K.leave(mode)
+        s.num, s.ta, s.add, s.m, s.n, s.k, s.lda, s.ldc = num, False, True, N, G, I, I, G
+        s.a, s.b, s.packed, s.c, s.weights = <char *>px, <char *>pw, <char *>pp, <char *>pa, True
+        run_product(&s)
     return a
 
 

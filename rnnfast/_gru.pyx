@@ -8,7 +8,7 @@ from libc.string cimport memcpy, memset
 
 from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
-from rnnfast._product cimport gemm, gemm_weights, inside, pack, packed_data
+from rnnfast._product cimport gemm, gemm_weights, inside, is_fixed, pack, packed_data, panels
 from rnnfast._seq cimport (
     Packed,
     data,
@@ -45,12 +45,16 @@ cdef struct Gru:
     Packed q
     K.rf_act gate
     Py_ssize_t H, ldy, inputs, lds
+    size_t size         # of an element
+    bint fixed          # the products are our own: rows may be divided
+    bint after
     void *w_hh          # [3H, H]
     void *x             # [N, I] where a step reads its inputs itself
     void *packed_ih     # and W_ih packed with all gates
     void *start         # where the chains begin: [3H] with lds = 0, or ax
     void *packed_hh     # packed W_hh; reset before the product: its r and z
     void *packed_n      # and its n
+    void *panels_hh     # W_hh for BPTT, where the engine wants it so (reset after)
     void *gain_hh       # [3H]
     void *bias_n        # [H] where u_n starts
     void *ax            # [N, 3H] from F1; reset before the product: out r z n
@@ -169,8 +173,13 @@ cdef void backward_after(const Gru *s, const real_t *w_hh) noexcept nogil:
                                   <real_t *>s.hhat + row * 3 * H, <real_t *>s.h_rstd + row,
                                   <real_t *>s.dm + row * 3 * H)
         into = dh if s.mask == NULL else <real_t *>s.drh
-        gemm(False, n, H, 3 * H, <real_t *>s.dm + row * 3 * H, 3 * H, w_hh, H,
-             <real_t>1 if s.mask == NULL else <real_t>0, into, H)  # B5
+        if s.panels_hh != NULL:
+            gemm_weights(n, H, 3 * H, <real_t *>s.dm + row * 3 * H, 3 * H, NULL,
+                         <real_t *>s.panels_hh, <real_t>1 if s.mask == NULL else <real_t>0, into,
+                         H)  # B5
+        else:
+            gemm(False, n, H, 3 * H, <real_t *>s.dm + row * 3 * H, 3 * H, w_hh, H,
+                 <real_t>1 if s.mask == NULL else <real_t>0, into, H)
         if s.mask != NULL:
             K.multiply_add(n * H, into, <real_t *>s.mask, dh)
         _seq.zero_reset_rows(&s.q, t, H, dh)
@@ -205,13 +214,65 @@ cdef void backward_before(const Gru *s, const real_t *w_hh) noexcept nogil:
         _seq.zero_reset_rows(&s.q, t, H, dh)
 
 
+cdef void forward_task(void *arg, int task, int worker) noexcept nogil:
+    cdef Gru *s = <Gru *>arg + task
+    if s.size == sizeof(float):
+        if s.after:
+            forward_after[float](s, <float *>s.w_hh)
+        else:
+            forward_before[float](s, <float *>s.w_hh)
+    else:
+        if s.after:
+            forward_after[double](s, <double *>s.w_hh)
+        else:
+            forward_before[double](s, <double *>s.w_hh)
+
+
+cdef void backward_task(void *arg, int task, int worker) noexcept nogil:
+    cdef Gru *s = <Gru *>arg + task
+    if s.size == sizeof(float):
+        if s.after:
+            backward_after[float](s, <float *>s.w_hh)
+        else:
+            backward_before[float](s, <float *>s.w_hh)
+    else:
+        if s.after:
+            backward_after[double](s, <double *>s.w_hh)
+        else:
+            backward_before[double](s, <double *>s.w_hh)
+
+
+cdef void shift(void *part, const Packed *q) noexcept:
+    """Let what is kept by sequence begin at the part's first one."""
+    cdef Gru *s = <Gru *>part
+    cdef Py_ssize_t b = q.first, H = s.H * s.size
+    s.q = q[0]
+    s.h = _seq.below(s.h, b, H)
+    s.next = _seq.below(s.next, b, H)
+    s.mask = _seq.below(s.mask, b, H)
+    s.ah = _seq.below(s.ah, b, 3 * H)
+    s.drh = _seq.below(s.drh, b, H)
+    s.dhm = _seq.below(s.dhm, b, H)
+    if not s.keep:
+        s.hm = _seq.below(s.hm, b, H)
+        s.rh = _seq.below(s.rh, b, H)
+        s.hhat = _seq.below(s.hhat, b, 3 * H)
+        s.h_rstd = _seq.below(s.h_rstd, b, s.size)
+        if s.after:
+            s.gates = _seq.below(s.gates, b, 3 * H)
+
+
 cdef void setup(Gru *s, object batch_sizes, object offsets, object resets, object w_hh,
                 object norm, object h_mask, object gate, bint reset_after, bint reverse,
                 Py_ssize_t N, Py_ssize_t B) except *:
     """The parts that forward and backward share."""
     cdef int num = _seq.typenum(w_hh)
     cdef Py_ssize_t H = w_hh.shape[1]
+    memset(s, 0, sizeof(Gru))
     s.H = H
+    s.size = w_hh.itemsize
+    s.fixed = is_fixed()
+    s.after = reset_after
     s.gate = K.activation(gate)
     if s.gate.kind not in (K.RF_SIGMOID, K.RF_HARD_SIGMOID):
         raise ValueError(f"gate must be a sigmoid, got {gate!r}")
@@ -305,20 +366,8 @@ def gru_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, reset_a
     s.ah = optional_matrix(ah, "ah", num, B, 3 * H)
     s.hhat = optional_matrix(kept.get("hhat"), "hhat", num, R, 3 * H)
     s.h_rstd = optional_matrix(kept.get("h_rstd"), "h_rstd", num, R, 1)
-    cdef K.rf_fpmode mode
-    with nogil:
-        mode = K.enter()
-        if num == cnp.NPY_FLOAT:
-            if after:
-                forward_after[float](&s, <float *>s.w_hh)
-            else:
-                forward_before[float](&s, <float *>s.w_hh)
-        else:
-            if after:
-                forward_after[double](&s, <double *>s.w_hh)
-            else:
-                forward_before[double](&s, <double *>s.w_hh)
-        K.leave(mode)
+    _seq.run_rows(&s, sizeof(Gru), &s.q, shift, forward_task, s.fixed, N * 3 * H * (H + s.inputs),
+                  batch_sizes, offsets)
     if not keep:
         return y, h, None
     tape = {"x": x, "batch_sizes": batch_sizes, "resets": resets, "w_ih": w_ih, "w_hh": w_hh,
@@ -361,20 +410,11 @@ def gru_backward(tape, dy, dh_n, grads, need_dx=True):
     if norm is not None:
         s.hhat = matrix(tape["hhat"], "hhat", num, N, 3 * H)
         s.h_rstd = matrix(tape["h_rstd"], "h_rstd", num, N, 1)
-    cdef K.rf_fpmode mode
-    with nogil:
-        mode = K.enter()
-        if num == cnp.NPY_FLOAT:
-            if after:
-                backward_after[float](&s, <float *>s.w_hh)
-            else:
-                backward_before[float](&s, <float *>s.w_hh)
-        else:
-            if after:
-                backward_after[double](&s, <double *>s.w_hh)
-            else:
-                backward_before[double](&s, <double *>s.w_hh)
-        K.leave(mode)
+    packed = panels(w_hh) if after else None
+    s.panels_hh = packed_data(packed)
+    s.keep = True
+    _seq.run_rows(&s, sizeof(Gru), &s.q, shift, backward_task, s.fixed, N * 3 * H * H,
+                  tape["batch_sizes"], offsets)
     dw = grads["w_hh"]
     if after:
         weight_product(dm, hm, dw)  # B6

@@ -4,11 +4,11 @@ labels: docs/math.md."""
 import numpy as np
 
 cimport numpy as cnp
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
-from rnnfast._product cimport gemm, gemm_weights, inside, pack, packed_data
+from rnnfast._product cimport gemm, gemm_weights, inside, is_fixed, pack, packed_data, panels
 from rnnfast._seq cimport Packed, empty, matrix, optional_matrix, optional_vector, time_of, vector
 from rnnfast._types cimport real_t
 
@@ -37,6 +37,8 @@ cdef struct Lstm:
     K.rf_lstm opt
     Py_ssize_t H, P, G
     Py_ssize_t ldy, inputs, lds
+    size_t size         # of an element
+    bint fixed          # the products are our own: rows may be divided
     void *w_hh          # [G H, P]
     void *w_hr          # [P, H]
     void *x             # [N, I] where a step reads its inputs itself
@@ -44,6 +46,7 @@ cdef struct Lstm:
     void *start         # where the chains begin: [G H] with lds = 0, or a
     void *packed_hh     # both weights packed, where the engine wants them so
     void *packed_hr
+    void *panels_hh     # W_hh for BPTT, where the engine wants it so
     void *peephole      # [3, H]
     void *mask          # [B, P] of recurrent dropout
     void *hm            # [B, P] scratch: the masked state; h itself without a mask
@@ -180,11 +183,52 @@ cdef void backward(const Lstm *s, const real_t *w_hh) noexcept nogil:
         if normed:
             K.layer_norm_backward(n, W, da, <real_t *>s.gain_hh, <real_t *>s.hhat + row * W,
                                   <real_t *>s.h_rstd + row, dah)
-        gemm(False, n, P, W, dah, W, w_hh, P, <real_t>0, dh, P)  # B6
+        if s.panels_hh != NULL:
+            gemm_weights(n, P, W, dah, W, NULL, <real_t *>s.panels_hh, <real_t>0, dh, P)  # B6
+        else:
+            gemm(False, n, P, W, dah, W, w_hh, P, <real_t>0, dh, P)
         if s.mask != NULL:
             K.multiply(n * P, dh, <real_t *>s.mask, dh)
         _seq.zero_reset_rows(&s.q, t, P, dh)
         _seq.zero_reset_rows(&s.q, t, H, dc)
+
+
+cdef void forward_task(void *arg, int task, int worker) noexcept nogil:
+    cdef Lstm *s = <Lstm *>arg + task
+    if s.size == sizeof(float):
+        forward[float](s, <float *>s.w_hh)
+    else:
+        forward[double](s, <double *>s.w_hh)
+
+
+cdef void backward_task(void *arg, int task, int worker) noexcept nogil:
+    cdef Lstm *s = <Lstm *>arg + task
+    if s.size == sizeof(float):
+        backward[float](s, <float *>s.w_hh)
+    else:
+        backward[double](s, <double *>s.w_hh)
+
+
+cdef void shift(void *part, const Packed *q) noexcept:
+    """Let what is kept by sequence begin at the part's first one."""
+    cdef Lstm *s = <Lstm *>part
+    cdef Py_ssize_t b = q.first, P = s.P * s.size, H = s.H * s.size
+    s.q = q[0]
+    s.h = _seq.below(s.h, b, P)
+    s.hm = _seq.below(s.hm, b, P)
+    s.next = _seq.below(s.next, b, P)
+    s.mask = _seq.below(s.mask, b, P)
+    s.c = _seq.below(s.c, b, H)
+    s.ah = _seq.below(s.ah, b, s.G * H)
+    s.cn = _seq.below(s.cn, b, H)
+    s.dm = _seq.below(s.dm, b, H)
+    if not s.keep:
+        s.tanh_c = _seq.below(s.tanh_c, b, H)
+        s.m = _seq.below(s.m, b, H)
+        s.hhat = _seq.below(s.hhat, b, s.G * H)
+        s.h_rstd = _seq.below(s.h_rstd, b, s.size)
+        s.chat = _seq.below(s.chat, b, H)
+        s.c_rstd = _seq.below(s.c_rstd, b, s.size)
 
 
 cdef void setup(Lstm *s, object batch_sizes, object offsets, object resets, object w_hh,
@@ -194,7 +238,10 @@ cdef void setup(Lstm *s, object batch_sizes, object offsets, object resets, obje
     """The parts that forward and backward share."""
     cdef int num = _seq.typenum(w_hh)
     cdef Py_ssize_t P = w_hh.shape[1], G = 3 if coupled else 4
+    memset(s, 0, sizeof(Lstm))
     s.H, s.P, s.G = H, P, G
+    s.size = w_hh.itemsize
+    s.fixed = is_fixed()
     s.opt.gate = K.activation(gate)
     if s.opt.gate.kind not in (K.RF_SIGMOID, K.RF_HARD_SIGMOID):
         raise ValueError(f"gate must be a sigmoid, got {gate!r}")
@@ -287,14 +334,8 @@ def lstm_forward(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih=None, b_hh=None, *, w_
     ah, cn = empty(B, W, num), empty(B, H, num)
     s.ah = matrix(ah, "ah", num, B, W)
     s.cn = matrix(cn, "cn", num, B, H)
-    cdef K.rf_fpmode mode
-    with nogil:
-        mode = K.enter()
-        if num == cnp.NPY_FLOAT:
-            forward[float](&s, <float *>s.w_hh)
-        else:
-            forward[double](&s, <double *>s.w_hh)
-        K.leave(mode)
+    _seq.run_rows(&s, sizeof(Lstm), &s.q, shift, forward_task, s.fixed, N * s.G * H * (P + s.inputs),
+                  batch_sizes, offsets)
     if not keep:
         return y, h, c, None
     tape = {"x": x, "batch_sizes": batch_sizes, "resets": resets, "w_ih": w_ih, "w_hh": w_hh,
@@ -349,14 +390,11 @@ def lstm_backward(tape, dy, dh_n, dc_n, grads, need_dx=True):
         s.h_rstd = matrix(tape["h_rstd"], "h_rstd", num, N, 1)
         s.chat = matrix(tape["chat"], "chat", num, N, H)
         s.c_rstd = matrix(tape["c_rstd"], "c_rstd", num, N, 1)
-    cdef K.rf_fpmode mode
-    with nogil:
-        mode = K.enter()
-        if num == cnp.NPY_FLOAT:
-            backward[float](&s, <float *>s.w_hh)
-        else:
-            backward[double](&s, <double *>s.w_hh)
-        K.leave(mode)
+    packed = panels(w_hh)
+    s.panels_hh = packed_data(packed)
+    s.keep = True
+    _seq.run_rows(&s, sizeof(Lstm), &s.q, shift, backward_task, s.fixed, N * s.G * H * P,
+                  tape["batch_sizes"], offsets)
     weight_product(dah, tape["h_prev"], grads["w_hh"])  # B7
     for bias in ("b_ih", "b_hh"):
         if bias in grads:

@@ -19,8 +19,9 @@ cdef void gemm_weights(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const real_t *a
                        const real_t *w, const real_t *packed, real_t beta, real_t *c,
                        Py_ssize_t ldc) noexcept nogil
 
-cdef bint is_fixed() noexcept
-cdef bint inside_size(Py_ssize_t rows, Py_ssize_t inputs) noexcept
+cdef bint is_fixed() noexcept nogil
+cdef bint inside_size(Py_ssize_t rows, Py_ssize_t inputs) noexcept nogil
 cdef bint inside(object x, Py_ssize_t T)
 cdef object pack(object w, Py_ssize_t gates=*)
+cdef object panels(object w)
 cdef void *packed_data(object packed) noexcept

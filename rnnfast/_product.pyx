@@ -10,6 +10,7 @@ import importlib
 import numpy as np
 
 cimport numpy as cnp
+from libc.string cimport memcpy, memset
 
 from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
@@ -17,8 +18,10 @@ from rnnfast._types cimport real_t
 
 cnp.import_array()
 
-cdef Py_ssize_t PANEL = 64    # RF_PANEL and RF_TILE of csrc/kernels_tmpl.h
-cdef Py_ssize_t TILE = 16
+cdef enum:  # RF_PANEL and RF_TILE of csrc/kernels_tmpl.h
+    PANEL = 64
+    TILE = 16
+
 # From so many rows a step, and up to so many inputs, a step's kernel reads the inputs itself:
 # measured, docs/performance.md
 cdef Py_ssize_t ROWS_INSIDE = 4
@@ -56,7 +59,7 @@ def get_fixed_order():
     return fixed
 
 
-cdef bint is_fixed() noexcept:
+cdef bint is_fixed() noexcept nogil:
     return fixed
 
 
@@ -82,7 +85,7 @@ cdef void gemm_weights(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const real_t *a
         blas_f64(False, True, m, n, k, a, lda, w, k, beta, c, ldc)
 
 
-cdef bint inside_size(Py_ssize_t rows, Py_ssize_t inputs) noexcept:
+cdef bint inside_size(Py_ssize_t rows, Py_ssize_t inputs) noexcept nogil:
     """Whether a step is to multiply its inputs itself: true where many rows share its weights, and
     where there are so few inputs that storing and reading the sums costs more than the product."""
     return rows >= ROWS_INSIDE or inputs <= INPUTS_INSIDE
@@ -107,6 +110,36 @@ cdef object pack(object w, Py_ssize_t gates=1):
     else:
         K.pack(gates, n, k, <double *>source, k, <double *>cnp.PyArray_DATA(out))
     return out
+
+
+cdef object panels(object w):
+    """W [k,n] in panels of columns, for `gemm_weights` with W in place of its transpose; None with
+    BLAS. What steps of BPTT multiply with, again and again."""
+    if not fixed or w is None:
+        return None
+    cdef Py_ssize_t k = w.shape[0], n = w.shape[1], j, p, q
+    cdef int num = _seq.typenum(w)
+    cdef void *source = _seq.data(w, "weights", num, (k, n))
+    cdef cnp.ndarray out = np.empty((n + PANEL - 1) // PANEL * PANEL * k, w.dtype)
+    cdef void *to = cnp.PyArray_DATA(out)
+    with nogil:
+        for q in range((n + PANEL - 1) // PANEL):
+            j = q * PANEL
+            for p in range(k):
+                if num == cnp.NPY_FLOAT:
+                    copy_panel(min(n - j, PANEL), <float *>source + p * n + j,
+                               <float *>to + j * k + p * PANEL)
+                else:
+                    copy_panel(min(n - j, PANEL), <double *>source + p * n + j,
+                               <double *>to + j * k + p * PANEL)
+    return out
+
+
+cdef void copy_panel(Py_ssize_t n, const real_t *row, real_t *out) noexcept nogil:
+    """A row of a panel, zeros past n."""
+    memcpy(out, row, n * sizeof(real_t))
+    if n < PANEL:
+        memset(out + n, 0, (PANEL - n) * sizeof(real_t))
 
 
 cdef void *packed_data(object packed) noexcept:

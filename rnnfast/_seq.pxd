@@ -1,6 +1,7 @@
 cimport numpy as cnp
 from libc.stdint cimport int64_t, uint8_t
 
+from rnnfast cimport _kernels as K
 from rnnfast._types cimport real_t
 
 # A packed batch: row offsets[t] + b of an [N, ...] array is step t of sequence b. Sequences are
@@ -13,6 +14,7 @@ cdef struct Packed:
     const int64_t *offsets
     const uint8_t *resets      # [N] or NULL
     bint reverse
+    Py_ssize_t first           # of the batch's sequences, where this is a part of it
 
 # Step s of the recurrence visits this time step; backward goes through s downwards.
 cdef inline Py_ssize_t time_of(const Packed *q, Py_ssize_t s) noexcept nogil:
@@ -31,6 +33,15 @@ cdef object empty(Py_ssize_t rows, Py_ssize_t columns, int num)
 cdef object offsets_of(object batch_sizes, Py_ssize_t B, Py_ssize_t N)
 cdef void pack(Packed *q, object batch_sizes, object offsets, object resets, Py_ssize_t B,
                Py_ssize_t N, bint reverse) except *
+
+ctypedef void shift_part(void *part, const Packed *q) noexcept
+
+cdef void run_rows(void *s, size_t size, const Packed *q, shift_part *shift, K.rf_task *task,
+                   bint fixed, double work, object batch_sizes, object offsets) except *
+
+# p + n rows of `size` bytes, or NULL.
+cdef inline void *below(void *p, Py_ssize_t n, Py_ssize_t size) noexcept nogil:
+    return <char *>p + n * size if p != NULL else NULL
 
 cdef void zero_reset_rows(const Packed *q, Py_ssize_t t, Py_ssize_t n, real_t *state) noexcept nogil
 cdef void fill_rows(Py_ssize_t N, Py_ssize_t n, const real_t *row, real_t *out) noexcept nogil

@@ -117,10 +117,66 @@ cdef object offsets_of(object batch_sizes, Py_ssize_t B, Py_ssize_t N):
 
 cdef void pack(Packed *q, object batch_sizes, object offsets, object resets, Py_ssize_t B,
                Py_ssize_t N, bint reverse) except *:
-    q.T, q.B, q.N, q.reverse = len(batch_sizes), B, N, reverse
+    q.T, q.B, q.N, q.reverse, q.first = len(batch_sizes), B, N, reverse, 0
     q.sizes = <const int64_t *>vector(batch_sizes, "batch_sizes", cnp.NPY_INT64, q.T)
     q.offsets = <const int64_t *>vector(offsets, "offsets", cnp.NPY_INT64, q.T)
     q.resets = <const uint8_t *>optional_vector(resets, "resets", cnp.NPY_UINT8, N)
+
+
+# Multiply-adds from which the pool is asked, and rows that a task has at least where sequences end
+# at different steps: docs/performance.md
+cdef double WORK_FOR_POOL = 2e6
+cdef Py_ssize_t ROWS_OF_TASK = 6
+
+
+cdef int tasks_of(const Packed *q, double work):
+    """Into how many tasks to divide the rows, for `work` multiply-adds; 1: not at all.
+
+    Each task runs all time steps of its sequences, so that no thread waits for another.
+    """
+    if q.B < 2 or work < WORK_FOR_POOL:
+        return 1
+    cdef Py_ssize_t threads = K.num_threads(), most
+    if threads < 2:
+        return 1
+    if q.sizes[0] == q.sizes[q.T - 1]:
+        return min(threads, q.B)
+    most = min(4 * threads, q.B // ROWS_OF_TASK)  # the longest sequences are together
+    return max(most, min(threads, q.B))
+
+
+cdef void run_rows(void *s, size_t size, const Packed *q, shift_part *shift, K.rf_task *task,
+                   bint fixed, double work, object batch_sizes, object offsets) except *:
+    """task(s, 0, 0); or, where the products are our own and there is enough to do, the same for parts
+    of the batch on several threads: s copied, and `shift` lets a copy begin at its part.
+
+    Part k has rows B k / tasks to B (k + 1) / tasks of every step.
+    """
+    cdef int tasks = tasks_of(q, work) if fixed else 1, k
+    cdef K.rf_fpmode mode
+    cdef char *parts = <char *>s
+    cdef Packed part
+    if tasks > 1:
+        memory = np.empty(tasks * size, np.uint8)
+        parts = <char *>cnp.PyArray_DATA(<cnp.ndarray>memory)
+        first = np.arange(tasks + 1) * q.B // tasks
+        rows = np.diff(first)[:, None]
+        sizes = np.clip(batch_sizes - first[:-1, None], 0, rows)
+        starts = offsets + first[:-1, None]
+        for k in range(tasks):
+            memcpy(parts + k * size, s, size)
+            part = q[0]
+            part.first, part.B = first[k], rows[k, 0]
+            part.sizes = <const int64_t *>vector(sizes[k], "sizes", cnp.NPY_INT64, q.T)
+            part.offsets = <const int64_t *>vector(starts[k], "offsets", cnp.NPY_INT64, q.T)
+            shift(parts + k * size, &part)
+    with nogil:
+        mode = K.enter()
+        if tasks > 1:
+            K.pool_run(tasks, tasks, task, parts)
+        else:
+            task(parts, 0, 0)
+        K.leave(mode)
 
 
 cdef void zero_reset_rows(const Packed *q, Py_ssize_t t, Py_ssize_t n,
