@@ -821,7 +821,7 @@ enum { FN(nv1) = 8, FN(nv2) = 4, FN(nv4) = 2, FN(nv6) = 2 };
  * of A stays in the second; GEMM_NC columns, whose part of B passes through it. */
 #ifndef RF_GEMM_KC
 #define RF_GEMM_KC 256
-#define RF_GEMM_MC 96
+#define RF_GEMM_MC 192
 #endif
 enum { FN(gemm_nc) = 256 / sizeof(REAL) }; /* <= RF_PANEL */
 

@@ -1,7 +1,8 @@
 """The engine in use: which functions do the computing.
 
 An engine is the set of functions that `rnnfast.reference` defines, under the same names, compiled:
-``blas`` over SciPy's BLAS, ``fused`` over products of our own in fixed order. ``reference`` and
+``fused`` with whole time steps in one kernel and products of our own in fixed order, ``blas`` over
+SciPy's BLAS. ``reference`` and
 ``reference-fused`` are the NumPy twins themselves with the arithmetic of the one or the other, for
 tests that compare whole layers bit for bit.
 """
@@ -11,7 +12,7 @@ import importlib
 import os
 from types import SimpleNamespace
 
-from rnnfast import _product
+from rnnfast import _kernels, _product
 
 FUNCTIONS = {
     "rnn": ("rnn_forward", "rnn_backward"),
@@ -66,10 +67,11 @@ def set_engine(name):
     Parameters
     ----------
     name : {"blas", "fused", "reference", "reference-fused"}
-        ``blas``: the products are SciPy's BLAS's, on as many threads as it likes. ``fused``: the
-        products are our own, in fixed order and on one thread; a result then does not depend on
-        the other sequences of the batch, on chunks or on the instruction set
-        (docs/arithmetic.md). The other two are slow and for tests.
+        ``fused``, the default where the CPU has AVX2 or AVX-512: a time step is one kernel and the
+        products are our own, in fixed order; a result then does not depend on the other sequences
+        of the batch, on chunks, on the number of threads or on the instruction set
+        (docs/arithmetic.md). ``blas``: the products are SciPy's BLAS's, on as many threads as it
+        likes. The other two are slow and for tests.
 
     Raises
     ------
@@ -87,4 +89,6 @@ def functions():
     return _current.group
 
 
-set_engine(os.environ.get("RNNFAST_ENGINE") or "blas")
+# Where the CPU has no vectors with fma, BLAS is faster than our own products.
+set_engine(os.environ.get("RNNFAST_ENGINE")
+           or ("fused" if _kernels.get_isa() in ("avx2", "avx512") else "blas"))  # fmt: skip

@@ -18,7 +18,6 @@ from rnnfast._types cimport real_t
 
 from rnnfast._dense import lookup_table, total_bias
 from rnnfast._gru import gru_bias
-from rnnfast._packing import BLOCK_ROWS
 
 cnp.import_array()
 
@@ -26,7 +25,8 @@ cdef enum:
     RNN, LSTM, GRU
 
 KINDS = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
-cdef Py_ssize_t BLOCK = BLOCK_ROWS
+cdef enum:
+    BLOCK = 1024  # rows that one product of inputs covers: their sums stay in the nearer caches
 
 
 # One layer in one direction.
