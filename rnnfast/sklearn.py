@@ -15,15 +15,11 @@ from joblib import Parallel, delayed
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, _fit_context
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.model_selection import train_test_split
-from sklearn.utils import check_array, check_random_state, compute_sample_weight
+from sklearn.utils import check_array, check_random_state
 from sklearn.utils._param_validation import Interval, Options, StrOptions
+from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import (
-    _check_sample_weight,
-    check_is_fitted,
-    column_or_1d,
-    validate_data,
-)
+from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
 from rnnfast import _checkpoint, clip_grad_norm, losses, models, optim
 from rnnfast._text import InputError
@@ -300,11 +296,13 @@ class _SequenceEstimator(BaseEstimator):
         """(n,) weights or None."""
         if sample_weight is None:
             return None
-        like = np.empty((n, 1))
-        weight = _check_sample_weight(sample_weight, like, dtype=np.float64,
-                                      ensure_non_negative=True)  # fmt: skip
-        if not weight.any():
-            raise ValueError(f"{self._me}: the sample weights are all zero")
+        weight = check_array(sample_weight, ensure_2d=False, dtype=np.float64,
+                             input_name="sample_weight", estimator=self)  # fmt: skip
+        if weight.shape != (n,):
+            raise ValueError(f"{self._me}: sample_weight must have shape {(n,)}, "
+                             f"got {weight.shape}")  # fmt: skip
+        if weight.min() < 0 or not weight.any():
+            raise ValueError(f"{self._me}: sample_weight must be at least 0, and not all zero")
         return weight
 
     # ---- the network -----------------------------------------------------------------------

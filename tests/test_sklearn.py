@@ -448,6 +448,34 @@ def test_metadata_routing():
     assert len(scores) == 2
 
 
+def test_dask_cluster():
+    da = pytest.importorskip("dask.array")
+    distributed = pytest.importorskip("distributed")
+    joblib = pytest.importorskip("joblib")
+    X = np.random.default_rng(0).standard_normal((60, 7, 2))
+    y = X[:, 0, 0] > 0
+    search = GridSearchCV(SequenceClassifier(**SMALL), {"hidden_size": [3, 8]}, cv=2,
+                          error_score="raise")  # fmt: skip
+    here = clone(search).fit(X, y)
+    cluster = distributed.LocalCluster(processes=True, n_workers=2, threads_per_worker=1,
+                                       dashboard_address=None, silence_logs="ERROR")  # fmt: skip
+    with cluster, distributed.Client(cluster) as client:
+        with joblib.parallel_config(backend="dask"):
+            search.fit(X, y)
+        used = client.run(lambda: "rnnfast.sklearn" in __import__("sys").modules)
+        blocks = da.from_array(X, chunks=(20, -1, -1))
+        labels = blocks.map_blocks(search.predict, drop_axis=(1, 2), dtype=bool,
+                                   meta=np.empty(0, bool)).compute()  # fmt: skip
+        chances = blocks.map_blocks(search.predict_proba, drop_axis=2, dtype=np.float32,
+                                    chunks=(blocks.chunks[0], (2,)),
+                                    meta=np.empty((0, 0), np.float32)).compute()  # fmt: skip
+    assert all(used.values()) and len(used) == 2  # both workers had work of ours
+    for result in ("mean_test_score", "split0_test_score", "params"):
+        assert np.array_equal(search.cv_results_[result], here.cv_results_[result])
+    assert same(labels, here.predict(X))
+    assert np.allclose(chances, here.predict_proba(X), atol=1e-6)
+
+
 # ---- persistence -----------------------------------------------------------------------------
 
 
