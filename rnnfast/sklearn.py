@@ -668,7 +668,7 @@ class _Labels(_SequenceEstimator):
     def _loss(self, z, y, w):
         """(E, dE/dz): weighted cross-entropy, mean over the labels."""
         targets, within = y.batch(), y.within()
-        weight = np.where(within, w.batch(), 0) / w.lengths.sum()
+        weight = np.where(within, w.batch(), 0) / max(1, w.lengths.sum())
         loss, dz = losses.softmax_cross_entropy(
             z.reshape(*targets.shape, -1), np.where(within, targets, -100), weight=weight,
             reduction="sum")  # fmt: skip
