@@ -68,7 +68,11 @@ class _Sequences(NamedTuple):
 
 
 class _Data(NamedTuple):
-    """Inputs, targets and weights of the same sequences; the mean weight is 1."""
+    """Inputs, targets and weights of the same sequences.
+
+    `fit` makes the mean weight 1; `partial_fit` takes weights as they are, since only the caller
+    knows what those of the other calls are.
+    """
 
     x: _Sequences
     y: _Sequences
@@ -657,8 +661,10 @@ class _Labels(_SequenceEstimator):
             weight *= compute_sample_weight(self.class_weight, labels)
         if not weight.any():
             raise ValueError(f"{self._me}: class_weight and sample_weight leave only zero weights")
+        if not incremental:
+            weight /= weight.mean()
         y = _Sequences.adjoining(codes.astype(np.int64), counts)
-        data = _Data(self._scaled(x), y, y._replace(rows=weight / weight.mean()))
+        data = _Data(self._scaled(x), y, y._replace(rows=weight))
         data, held = self._split(data, self._strata(codes)) if not incremental else (data, None)
         return self._train(data, held, incremental)
 
@@ -993,7 +999,9 @@ class SequenceRegressor(RegressorMixin, _SequenceEstimator):
             raise ValueError(f"{self._me}: y has {y.shape[1]} columns, earlier it had "
                              f"{self._built['outputs']}")  # fmt: skip
         rows = ((y - self.target_mean_) / self.target_scale_).astype(self.network_.dtype)
-        weight = np.ones(len(y)) if weight is None else weight / weight.mean()
+        weight = np.ones(len(y)) if weight is None else weight
+        if not incremental:
+            weight = weight / weight.mean()
         ones = np.ones(len(y), np.int64)
         data = _Data(self._scaled(x), _Sequences.adjoining(rows, ones),
                      _Sequences.adjoining(weight, ones))  # fmt: skip
@@ -1170,8 +1178,9 @@ class SequenceForecaster(_SequenceEstimator):
             raise ValueError(f"{self._me}: y has {y.rows.shape[1]} columns, earlier it had "
                              f"{b['outputs'] // horizon}")  # fmt: skip
         rows = ((y.rows - self.target_mean_) / self.target_scale_).astype(self.network_.dtype)
+        if not incremental:
+            weight = weight / weight[ahead.starts - 1].mean()
         ends = _Sequences(weight, ahead.starts - 1, np.ones(len(ahead.starts), np.int64))
-        ends = ends._replace(rows=weight / weight[ends.starts].mean())
         data, held = _Data(self._scaled(parts), ahead._replace(rows=rows), ends), None
         if self.early_stopping and not incremental:
             data, held = self._split_in_time(data, counts, horizon)
