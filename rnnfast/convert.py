@@ -13,8 +13,8 @@ ONNX      W (D, G H, I), R (D, G H, H)           i o f g    z r n    B (D, 2 G H
 ========  =====================================  =========  =======  ==============================
 
 `rnnfast` has PyTorch's layout. The functions from and to it take and give ``(w_ih, w_hh, b_ih,
-b_hh)``, those for Keras ``(kernel, recurrent_kernel, bias)``, the list that ``get_weights`` returns,
-and those for ONNX ``(W, R, B)``. Biases are None where a layer has none.
+b_hh)``, those for Keras ``(kernel, recurrent_kernel, bias)``, which is what ``get_weights``
+returns, and those for ONNX ``(W, R, B)``. Biases are None where a layer has none.
 
 - ONNX stacks the D directions of a layer in one array. The functions to ONNX make D = 1, and
   ``np.concatenate([forward, backward])`` joins two; those from ONNX take the index ``direction``.

@@ -1,4 +1,4 @@
-"""Weights from one framework's layout to another's: round trips, and what the real layers compute."""
+"""Weights from one framework's layout to another's: round trips, and what real layers compute."""
 
 import itertools
 
