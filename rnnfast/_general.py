@@ -86,7 +86,8 @@ class _General:
             if resets is not None:
                 for a in now:
                     a[resets[rows] != 0] = 0
-            new = self._step(ax[rows], now, p, b_hh, functions)
+            with np.errstate(over="ignore", invalid="ignore"):  # compiled layers do not warn either
+                new = self._step(ax[rows], now, p, b_hh, functions)
             for a, b in zip(now, new, strict=True):
                 a[...] = b
             if out is not None:
