@@ -266,7 +266,7 @@ def test_the_hard_sigmoid_of_older_keras():
 
 
 def test_what_is_not_known():
-    with pytest.raises(TypeError, match="expected SimpleRNN, LSTM, GRU, .* got Dense"):
+    with pytest.raises(TypeError, match=r"expected SimpleRNN, LSTM, GRU, .* got Dense"):
         bridge.from_layer(L.Dense(3))
     with pytest.raises(ValueError, match="LSTM 'mine' has no weights yet"):
         bridge.from_layer(L.LSTM(3, name="mine"))
