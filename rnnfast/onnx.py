@@ -26,6 +26,7 @@ ATTRIBUTES = {"activations", "activation_alpha", "activation_beta", "clip", "dir
               "hidden_size", "layout", "output_sequence"}  # fmt: skip
 OWN_ATTRIBUTES = {"rnn": set(), "lstm": {"input_forget"}, "gru": {"linear_before_reset"}}
 DIRECTIONS = ("forward", "reverse", "bidirectional")
+RANDOM = ("Random", "Multinomial", "Bernoulli")  # what makes no constant, whatever it is made from
 
 #: name in lower case -> (default alpha, default beta, function of them); None: takes no such value,
 #: NaN: has no default
@@ -285,7 +286,8 @@ def _constant(name, scopes, opsets):
                 return False
             if name in scope.makers:
                 node = scope.makers[name]
-                if any(a.HasField("g") or a.graphs for a in node.attribute):
+                nested = any(a.HasField("g") or a.graphs for a in node.attribute)
+                if nested or node.op_type.startswith(RANDOM):
                     return False
                 if not all(visit(i) for i in node.input):
                     return False

@@ -153,7 +153,7 @@ def test_activations_of_gates(cell, recurrent):
 @pytest.mark.parametrize("sequences", [False, True])
 @pytest.mark.parametrize("merge", ["concat", "sum", "mul", "ave", None])
 def test_bidirectional(merge, sequences, mask, state):
-    for cell in CELLS:
+    for cell in CELLS if merge == "concat" else ["LSTM"]:
         inner = getattr(L, cell.split()[0])(H, **CELLS[cell], return_sequences=sequences,
                                             return_state=state)  # fmt: skip
         layer = random_weights(L.Bidirectional(inner, merge_mode=merge))
@@ -285,10 +285,10 @@ def test_wrong_weights():
             ([kernel], "expected 2 or 3 arrays of weights, got 1"),
             ([kernel[:, 1:], recurrent, bias], r"kernel: expected shape \(\*, 20\), got \(3, 19\)"),
             ([kernel, recurrent[1:], bias], "recurrent_kernel: expected 4 gates of 4 units each"),
-            ([kernel, recurrent, bias[1:]], r"bias: expected shape \(20\), got \(19,\)")):  # fmt: skip
+            ([kernel, recurrent, bias[1:]], r"bias: expected shape \(20\), got")):  # fmt: skip
         with pytest.raises(ValueError, match=text):
             bridge.from_weights(weights, "LSTM")
-    with pytest.raises(ValueError, match=r"reset_after=False does not go with a bias of shape .2, 15"):
+    with pytest.raises(ValueError, match="reset_after=False does not go with a bias"):
         bridge.from_weights(make("GRU").get_weights(), "GRU", reset_after=False)
 
 
