@@ -9,6 +9,8 @@ import warnings
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import rnnfast
 
@@ -133,10 +135,10 @@ def test_directions_lengths_states(op, direction, lengths, state):
     want = run(model, feeds)
     close(node.run(**feeds), want)
     # The same called as a layer
-    given = feeds.get("initial_h")
+    first = feeds.get("initial_h")
     if op == "LSTM" and state:
-        given = given, feeds["initial_c"]
-    y, final = node(feeds["X"], given, lengths)
+        first = first, feeds["initial_c"]
+    y, final = node(feeds["X"], first, lengths)
     close([y], [want[0].swapaxes(1, 2).reshape(T, B, D * H)])
     close(final if op == "LSTM" else [final], want[1:])
 
@@ -262,6 +264,36 @@ def test_reset_before_and_after(linear_before_reset):
     (node,) = bridge.load(model)
     assert node.compiled and node.layer.options["reset_after"] == linear_before_reset
     close(node.run(**feeds), run(model, feeds))
+
+
+BOUNDED = ("Sigmoid", "HardSigmoid", "Tanh", "Softsign", "ScaledTanh")
+
+
+@given(st.data())
+def test_any_node(data):
+    """Attributes and inputs in any combination."""
+    draw = data.draw
+    op, D = draw(st.sampled_from(OPS)), draw(st.integers(1, 2))
+    options = {"seed": draw(st.integers(0, 99)), "state": draw(st.booleans())}
+    if draw(st.booleans()):
+        options["lengths"] = draw(st.lists(st.integers(1, T), min_size=B, max_size=B))
+    if D == 1:
+        options["direction"] = draw(st.sampled_from(["forward", "reverse"]))
+    if draw(st.booleans()):
+        n = D * len(bridge.DEFAULTS[op.lower()])
+        names = draw(st.lists(st.sampled_from(BOUNDED), min_size=n, max_size=n))
+        options["activations"] = names
+        values = st.sampled_from([0.25, 0.5, 0.75])
+        options["activation_alpha"] = draw(st.lists(values, min_size=n, max_size=n))
+        options["activation_beta"] = draw(st.lists(values, min_size=n, max_size=n))
+    if draw(st.booleans()):
+        options["clip"] = draw(st.sampled_from([0.1, 1.0]))
+    if op == "LSTM":
+        options |= {"P": draw(st.booleans()), "input_forget": draw(st.integers(0, 1))}
+    if op == "GRU":
+        options["linear_before_reset"] = draw(st.integers(0, 1))
+    model, feeds = one_node(op, D, **options)
+    close(bridge.load(model)[0].run(**feeds), run(model, feeds))
 
 
 @pytest.mark.parametrize("op", OPS)
