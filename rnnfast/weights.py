@@ -7,8 +7,6 @@ one; the functions here are for looking into a file and for putting several laye
 
 import io
 import os
-import zipfile
-import zlib
 
 import numpy as np
 
@@ -88,6 +86,9 @@ def save(path, mapping, prefix=""):
 
 
 def _load_npz(path, prefix):
+    import zipfile  # 10 ms: only where it is used
+    import zlib
+
     try:
         with open(path, "rb") as file:
             if file.read(2) != b"PK":  # else NumPy takes it for one array or a pickle
