@@ -73,8 +73,9 @@ class Node:
         definition: ``node.inputs["X"]``.
     state, lengths : arrays or None
         Initial state(s) and lengths where the model has them as constants: what a call takes where
-        it is given none. If `inputs` has "initial_h", "initial_c" or "sequence_lens" and these are
-        None the model computes them while it runs: they are for the caller to pass.
+        it is given none (None too where the constant state is zero). What else `inputs` has of
+        "initial_h", "initial_c" and "sequence_lens" the model computes while it runs: they are for
+        the caller to pass.
     """
 
     def __init__(self, layer, op_type, direction, *, name="", attributes=None, inputs=None,

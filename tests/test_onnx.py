@@ -198,10 +198,10 @@ def test_default_alpha_and_beta(op, place, name):
 
 def test_default_alpha_and_beta_of_the_definition():
     X = np.linspace(-3, 3, T * B * I, dtype=np.float32).reshape(T, B, I)
-    for name, given in (("ThresholdedRelu", {"activation_alpha": [1.0]}),
-                        ("Affine", {"activation_alpha": [1.0], "activation_beta": [0.0]})):
+    for name, values in (("ThresholdedRelu", {"activation_alpha": [1.0]}),
+                         ("Affine", {"activation_alpha": [1.0], "activation_beta": [0.0]})):
         default, _ = one_node("RNN", activations=[name])
-        said, _ = one_node("RNN", activations=[name], **given)
+        said, _ = one_node("RNN", activations=[name], **values)
         close(bridge.load(default)[0].run(X), bridge.load(said)[0].run(X))
 
 
