@@ -67,6 +67,10 @@ class _General:
         raise NotImplementedError(
             f"{self._me}: activations that are not compiled have no backward pass")
 
+    def _stackable(self):
+        """Never: the steps are those below, not a kernel's."""
+        return False
+
     def _direction(self, layer, direction, x, states, blocks, resets, out, h_mask, keep):
         p = {key: self.params[name] for key, name in self._names(layer, direction).items()}
         f_and_g, h = self.activations[direction][:2], self.activations[direction][2:]

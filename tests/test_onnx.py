@@ -329,6 +329,19 @@ def test_a_general_layer_is_the_compiled_one(op, direction):
         b.layer.forward(feeds["X"])
 
 
+@pytest.mark.parametrize("engine", ["blas", "fused"])
+@pytest.mark.parametrize("op", OPS)
+def test_general_layers_under_every_engine(op, engine, use_engine):
+    """No engine's short cut for dense batches or streams passes the activations by."""
+    use_engine(engine)
+    model, feeds = one_node(op, clip=0.2)
+    (node,) = bridge.load(model)
+    want = run(model, feeds)
+    close(node.run(**feeds), want)
+    parts = [node.layer.stream(B).step(feeds["X"][0])]
+    close(parts, [want[0][0, 0]])
+
+
 # ---- finding nodes and constants ---------------------------------------------------------------
 
 
