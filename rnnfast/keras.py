@@ -7,8 +7,8 @@ saved need no framework.
 
 import numpy as np
 
-from rnnfast import _general, convert
-from rnnfast.layers import GRU, LSTM, RNN
+from rnnfast import _general, _threads, convert
+from rnnfast.layers import GRU, LSTM, PARALLEL_WORK, RNN
 
 LAYERS = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
 CELLS = {"SimpleRNN": "rnn", "LSTM": "lstm", "GRU": "gru"}
@@ -135,7 +135,8 @@ class Layer:
 
 
 class Bidirectional:
-    """Two layers that read from both ends; `from_layer` and `from_weights` make them.
+    """Two layers that read from both ends, on two threads where there is enough to do; `from_layer`
+    and `from_weights` make them.
 
     Attributes
     ----------
@@ -169,8 +170,15 @@ class Bidirectional:
         """
         given = [*initial_state] if initial_state is not None else []
         half = len(given) // 2
-        y, states = self.forward.run(x, mask, given[:half] or None)
-        back, more = self.backward.run(x, mask, given[half:] or None)
+        sides = ((self.forward, given[:half] or None), (self.backward, given[half:] or None))
+
+        def run(k):
+            layer, state = sides[k]
+            return layer.run(x, mask, state)
+
+        work = np.prod(np.shape(x)[:2]) * sum(a.num_parameters for a in self.forward.layers)
+        both = _threads.run_pair(run) if work >= PARALLEL_WORK else [run(0), run(1)]
+        (y, states), (back, more) = both
         if self.forward.return_sequences:
             back = back[:, ::-1]
         y = _merged(self.merge_mode, y, back)

@@ -169,6 +169,16 @@ def test_bidirectional_of_two_kinds_and_the_wrong_way_round():
     close(*both(layer, mask=MASKS["anywhere"]))
 
 
+def test_two_threads_change_no_bit(monkeypatch):
+    layer = random_weights(L.Bidirectional(L.LSTM(H, return_sequences=True, return_state=True)))
+    loaded, mask = bridge.from_layer(layer), MASKS["anywhere"]
+    before = loaded(data(), mask)
+    monkeypatch.setattr(bridge, "PARALLEL_WORK", 0)
+    assert all((a == b).all() for a, b in zip(loaded(data(), mask), before, strict=True))
+    with pytest.raises(ValueError, match="x has 2 features"):
+        loaded(data()[..., 1:])
+
+
 def test_bidirectional_initial_state():
     layer = random_weights(L.Bidirectional(L.LSTM(H, return_state=True, return_sequences=True)))
     state = [rng(k).standard_normal((B, H)).astype(np.float32) for k in range(4)]
