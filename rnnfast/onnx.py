@@ -481,11 +481,11 @@ class _Graph:
 
     def __init__(self, layer, kind, lengths):
         self.layer, self.kind, self.lengths = layer, kind, lengths
-        self.nodes, self.initializers = [], []
+        self.nodes, self.initializers = [], {}
         self.D, self.H = layer.directions, layer.hidden_size
 
     def constant(self, name, value):
-        self.initializers.append(numpy_helper.from_array(np.asarray(value), name))
+        self.initializers[name] = numpy_helper.from_array(np.asarray(value), name)
         return name
 
     def add(self, op, inputs, output, **attributes):
@@ -527,7 +527,7 @@ class _Graph:
         outputs = [value("y", [*time, layer.output_size])]
         outputs += [value(f"{s}n", state_shape) for s in states]
         return helper.make_graph(self.nodes, type(layer).__name__, inputs, outputs,
-                                 self.initializers)  # fmt: skip
+                                 list(self.initializers.values()))  # fmt: skip
 
     def split(self, name, s):
         """Names of each layer's part of a state."""
@@ -550,15 +550,11 @@ class _Graph:
             converted = getattr(convert, f"torch_to_onnx_{cell}")(*arrays)
             P = p["peephole"][[0, 2, 1]].reshape(1, -1) if "peephole" in p else None
             each.append([*converted, P])
-        names = []
-        for role, pair in zip("WRBP", zip(*each, strict=True), strict=True):
-            if pair[0] is None:
-                names.append("")
-            else:
-                names.append(self.constant(f"{role}_l{k}", np.concatenate(pair)))
-        W, R, B, P = names
-        inputs = [W, R, B, lengths, *states, *([P] if P else [])]
-        return inputs
+        W, R, B, P = (
+            "" if pair[0] is None else self.constant(f"{role}_l{k}", np.concatenate(pair))
+            for role, pair in zip("WRBP", zip(*each, strict=True), strict=True)
+        )
+        return [W, R, B, lengths, *states, *([P] if P else [])]
 
     def attributes(self):
         layer, D = self.layer, self.D
@@ -583,12 +579,8 @@ class _Graph:
         merge = self.layer.merge if self.D == 2 else "concat"
         if merge == "concat":
             turned = self.add("Transpose", [Y], f"{Y}_t", perm=[0, 2, 1, 3])
-            if not any(t.name == "flat" for t in self.initializers):
-                self.constant("flat", np.array([0, 0, -1], np.int64))
-            return self.add("Reshape", [turned, "flat"], y)
+            return self.add("Reshape", [turned, self.constant("flat", (0, 0, -1))], y)
         if merge == "sum":
-            if not any(t.name == "axis" for t in self.initializers):
-                self.constant("axis", np.array([1], np.int64))
-            return self.add("ReduceSum", [Y, "axis"], y, keepdims=0)
+            return self.add("ReduceSum", [Y, self.constant("axis", (1,))], y, keepdims=0)
         op = "ReduceProd" if merge == "mul" else "ReduceMean"
         return self.add(op, [Y], y, axes=[1], keepdims=0)
