@@ -1,6 +1,6 @@
 """Recurrent neural networks on the CPU at hardware speed, NumPy arrays in and out."""
 
-from rnnfast import losses, models, optim, training
+from rnnfast import convert, losses, models, optim, training, weights
 from rnnfast._config import (
     get_denormals,
     get_isa,
@@ -37,6 +37,7 @@ __all__ = [
     "RNNCell",
     "clip_grad_norm",
     "clip_grad_value",
+    "convert",
     "get_denormals",
     "get_engine",
     "get_isa",
@@ -51,4 +52,5 @@ __all__ = [
     "set_num_threads",
     "show_config",
     "training",
+    "weights",
 ]

@@ -2,9 +2,8 @@
 
 import importlib
 import json
-import os
-import tempfile
 
+from rnnfast._files import replace
 from rnnfast._text import InputError
 from rnnfast.charlm import CharLM
 
@@ -20,24 +19,6 @@ def require(*names):
         except ImportError:
             raise InputError(f'{name.partition(".")[0]} is not installed: '
                              'pip install "rnnfast[cli]"') from None
-
-
-def replace(path, data):
-    """Write a file so that its name always means a complete one: the old one or the new one."""
-    folder = os.path.dirname(os.path.abspath(path))
-    handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", dir=folder)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp's 0600 is for secrets
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _write(path, kind, tensors, **metadata):

@@ -1,5 +1,7 @@
 """Named parameters with their gradients: what every layer and model is."""
 
+import os
+
 import numpy as np
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
@@ -41,12 +43,13 @@ class Module:
         return {name: p.copy() for name, p in self.params.items()}
 
     def load_state_dict(self, mapping, prefix=""):
-        """Copy parameters from a mapping of names to arrays, all or nothing.
+        """Copy parameters from a mapping of names to arrays or from a file, all or nothing.
 
         Parameters
         ----------
-        mapping : mapping of str to array_like
-            NumPy arrays or anything that ``np.asarray`` takes, torch tensors included.
+        mapping : mapping of str to array_like, or str or path-like
+            NumPy arrays or anything that ``np.asarray`` takes, torch tensors included; or the
+            path of a ``.safetensors`` or ``.npz`` file of such (`rnnfast.weights.load`).
         prefix : str
             Read the entries whose names start so; the others are ignored. Without a prefix every
             entry must be a parameter.
@@ -56,13 +59,19 @@ class Module:
         KeyError
             If names are missing or unknown; both are listed.
         ValueError
-            If a shape differs; the parameter is named.
+            If a shape differs; the parameter is named. If a file is cut short or of another kind.
         """
+        source = type(self).__name__
+        if isinstance(mapping, str | os.PathLike):
+            from rnnfast import weights
+
+            source = f"{source} from {os.fspath(mapping)}"
+            mapping, prefix = weights.load(mapping, prefix), ""
         given = {k[len(prefix) :]: v for k, v in mapping.items() if k.startswith(prefix)}
         missing = [k for k in self.params if k not in given]
         unknown = [k for k in given if k not in self.params]
         if missing or unknown:
-            raise KeyError(f"{type(self).__name__}: missing {missing}, unknown {unknown}")
+            raise KeyError(f"{source}: missing {missing}, unknown {unknown}")
         arrays = {}
         for name, value in given.items():
             if hasattr(value, "detach"):
@@ -76,6 +85,19 @@ class Module:
                 raise ValueError(f"{name}: expected real numbers, got {arrays[name].dtype}")
         for name, value in arrays.items():
             self.params[name][...] = value
+
+    def save_state_dict(self, path, prefix=""):
+        """Write the parameters to a ``.safetensors`` or ``.npz`` file, whole or not at all.
+
+        Parameters
+        ----------
+        path : str or path-like
+        prefix : str
+            Put before every name, as `load_state_dict` takes one off.
+        """
+        from rnnfast import weights
+
+        weights.save(path, self.params, prefix)
 
     @property
     def num_parameters(self):

@@ -9,6 +9,7 @@ from rnnfast import _engine, _kernels
 
 # Processes that tests start find the installed package as well, not the folder beside tests/.
 os.environ["PYTHONSAFEPATH"] = "1"
+os.environ.setdefault("KERAS_BACKEND", "torch")
 
 common = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("quick", max_examples=25, derandomize=True, **common)

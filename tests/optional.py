@@ -5,7 +5,8 @@ from contextlib import contextmanager
 
 import pytest
 
-LIBRARIES = {"dask", "distributed", "joblib", "pandas", "sklearn", "skops", "statsmodels"}
+LIBRARIES = {"dask", "distributed", "joblib", "keras", "onnx", "onnxruntime", "pandas", "sklearn",
+             "skops", "statsmodels", "torch"}  # fmt: skip
 
 
 @contextmanager

@@ -18,6 +18,11 @@ def test_a_typed_program_runs() -> None:
     dx, (dh, dc) = lstm.backward(tape, y, (h, c))
     assert size > 0 and dx is not None and dh.shape == dc.shape == h.shape
 
+    W, R, bias = rnnfast.convert.torch_to_onnx_lstm(
+        lstm.params["weight_ih_l0"], lstm.params["weight_hh_l0"]
+    )
+    assert W.shape == (1, 16, 3) and R.shape == (1, 16, 4) and bias is None
+
     gru = rnnfast.GRU(3, 4, reset_after=False)
     out, state = gru(x)
     stream = gru.stream(batch_size=2)
