@@ -63,6 +63,13 @@ class Borrowing:
             return (packing.rows, self.output_size)
         return super()._output_shape(packing, unbatched, sequences)
 
+    def over(self, weights):
+        """The same layer over these weights: over their memory, where they are contiguous."""
+        names = [name for layer in range(self.num_layers) for direction in range(self.directions)
+                 for name in self._names(layer, direction).values()]  # fmt: skip
+        arrays = [np.ascontiguousarray(view(w)) for w in weights]
+        return self.variant(params=dict(zip(names, arrays, strict=True)))
+
     def variant(self, **attributes):
         """A shallow copy with other attributes; calls on several threads share nothing that
         changes."""
@@ -174,6 +181,10 @@ class Pass:
         return (dx, [torch.from_numpy(s) for s in before],
                 [torch.from_numpy(g) for g in grads.values()])  # fmt: skip
 
+    def over(self, weights):
+        """The same pass over other weights."""
+        return Pass(self.layer.over(weights), self.form, self.rows)
+
     def _state(self, arrays):
         return tuple(arrays) if self.layer.states == 2 else arrays[0]
 
@@ -233,8 +244,8 @@ class Bptt(torch.autograd.Function):
             grads = twice(call, x, states, weights, gradients, needed)
         else:
             tape = getattr(holder, "tape", None)
-            if tape is None:  # a hook on saved tensors (checkpoint, offloading) made another one
-                tape = call.forward(x, states, True)[1]
+            if tape is None:  # a hook on saved tensors (checkpoint, offloading) gave other ones
+                tape = call.over(weights).forward(x, states, True)[1]
             dx, dstates, dweights = call.backward(tape, gradients, needed[1])
             grads = [dx, *dstates, *([None] if len(states) == 1 else []), *dweights]
         return (None, *(g if n else None for g, n in zip(grads, needed[1:], strict=True)))
@@ -357,16 +368,11 @@ class Swapped:
         if reason:
             return reason
         layer = self._numpy_layer(DTYPES[dtype])
-        shapes, names = [], []
-        for k in range(layer.num_layers * layer.directions):
-            where = divmod(k, layer.directions)
-            shapes += [shape for _, shape in layer._shapes(where[0]).values()]
-            names += layer._names(*where).values()
+        shapes = [shape for k in range(layer.num_layers)
+                  for _, shape in [*layer._shapes(k).values()] * layer.directions]  # fmt: skip
         if [tuple(w.shape) for w in weights] != shapes:
             return "weights of other shapes"
-        arrays = [np.ascontiguousarray(view(w)) for w in weights]
-        layer.params = dict(zip(names, arrays, strict=True))
-        self.__dict__["_binding"] = binding = Binding(layer, weights)
+        self.__dict__["_binding"] = binding = Binding(layer.over(weights), weights)
         return binding
 
     def __getstate__(self):
@@ -385,8 +391,7 @@ class SwappedLayer(Swapped):
         """(pass, x, states), or the reason why there is none."""
         packed = isinstance(input, PackedSequence)
         form, rows, ndim = "time first", None, x.dim()
-        if ndim not in ((2,) if packed else (2, 3)) or x.shape[-1] != self.input_size \
-                or 0 in x.shape:  # fmt: skip
+        if ndim not in ((2,) if packed else (2, 3)) or x.shape[-1] != self.input_size:
             return "an input of another shape"
         if packed:
             form, rows = "packed", self._rows(input)
@@ -398,6 +403,8 @@ class SwappedLayer(Swapped):
             batch = (x.shape[0 if self.batch_first else 1],)
         else:
             batch = ()
+        if not packed and x.shape[1 if form == "batch first" else 0] == 0:
+            return "a sequence without a step"
         if states[0] is not None:
             n = layer.num_layers * layer.directions
             for s, size in zip(states, layer._state_sizes(), strict=True):
@@ -441,7 +448,7 @@ class SwappedCell(Swapped):
 
     def _pass(self, layer, input, x, states):
         shape = x.shape
-        if len(shape) not in (1, 2) or shape[-1] != self.input_size or 0 in shape:
+        if len(shape) not in (1, 2) or shape[-1] != self.input_size:
             return "an input of another shape"
         if states[0] is not None:
             if any(s.shape != (*shape[:-1], self.hidden_size) for s in states):
@@ -564,7 +571,7 @@ SWAPS = {nn.RNN: RNN, nn.LSTM: LSTM, nn.GRU: GRU,
          nn.RNNCell: RNNCell, nn.LSTMCell: LSTMCell, nn.GRUCell: GRUCell}  # fmt: skip
 
 
-def accelerate(model: nn.Module) -> nn.Module:
+def accelerate(model):
     """Let rnnfast compute every recurrent module of a model.
 
     Parameters
@@ -592,7 +599,7 @@ def accelerate(model: nn.Module) -> nn.Module:
     return _change(model, SWAPS)
 
 
-def restore(model: nn.Module) -> nn.Module:
+def restore(model):
     """Undo `accelerate`: the modules get torch's classes back, in place; returns the model.
 
     For what looks at a module's exact class: torch.jit.script, torch.fx, quantisation, or a pickle
