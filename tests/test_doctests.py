@@ -7,6 +7,7 @@ import pkgutil
 import pytest
 
 import rnnfast
+from tests.extras import extras
 
 MODULES = ["rnnfast", *(m.name for m in pkgutil.walk_packages(rnnfast.__path__, "rnnfast.")
                         if not m.name.endswith("__main__"))]  # fmt: skip
@@ -14,7 +15,8 @@ MODULES = ["rnnfast", *(m.name for m in pkgutil.walk_packages(rnnfast.__path__, 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples(name, use_isa, use_denormals, use_engine):
-    module = importlib.import_module(name)
+    with extras():
+        module = importlib.import_module(name)
     flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
     runner = doctest.DocTestRunner(optionflags=flags)
     report = []

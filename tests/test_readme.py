@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import rnnfast
+from tests.extras import extras
 
 ROOT = Path(__file__).parents[1]
 PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -31,7 +32,8 @@ def test_blocks_run(path, use_isa, use_denormals, use_engine, tmp_path, monkeypa
             doctest.DebugRunner().run(test)
             continue
         code = "\n" * line + code  # an error then names the line of the page
-        exec(compile(code, path.name, "exec"), names)
+        with extras():
+            exec(compile(code, path.name, "exec"), names)
 
 
 def test_the_pages_have_blocks():
