@@ -60,7 +60,14 @@ CLAIMS = {
         ("reading each alone: NUMBER", 0, 1e-3),
         ("steps computed: NUMBER,", 2200, 2200),
     ],
+    "12_swap_a_torch_layer": [
+        ("torch: +loss NUMBER bits", 4.3, 5.3),
+        ("difference of the outputs: NUMBER", 0, 1e-5),
+        ("rnnfast: loss NUMBER bits", 3, 4.3),
+    ],
 }
+
+NEEDS = {"12_swap_a_torch_layer": "torch"}
 
 
 def test_every_example_has_its_claim():
@@ -69,6 +76,8 @@ def test_every_example_has_its_claim():
 
 @pytest.mark.parametrize("name", CLAIMS)
 def test_example(name, tmp_path):
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
     # one thread: products this small gain nothing by two, and tests share the machine
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
     command = [sys.executable, "-W", "error", str(EXAMPLES / f"{name}.py")]
