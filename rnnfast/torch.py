@@ -7,7 +7,6 @@ compute. No array is copied on the way in or out: the NumPy layer's parameters a
 memory of torch's, so that it sees every change of them.
 """
 
-import copy
 import warnings
 import weakref
 
@@ -73,8 +72,8 @@ class Borrowing:
     def variant(self, **attributes):
         """A shallow copy with other attributes; calls on several threads share nothing that
         changes."""
-        other = copy.copy(self)
-        other.__dict__.update(attributes)
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__, **attributes)
         return other
 
 
@@ -95,15 +94,15 @@ class Seed:
     torch.manual_seed governs it; a second pass with it draws the same masks."""
 
     def __init__(self):
-        self.value = int(torch.randint(2**63 - 1, ()))
+        self.value = int(torch.randint(2**63 - 1, (), device="cpu"))
 
     def integers(self, high):
         return self.value
 
 
 def view(tensor):
-    """The tensor's memory as an array."""
-    return tensor.detach().resolve_neg().numpy()
+    """The tensor's memory as an array (a copy only where a lazy minus is pending)."""
+    return tensor.numpy(force=True)
 
 
 class Binding:
@@ -203,7 +202,7 @@ class Pass:
         x = self.turn(x)
         if self.rows is None:
             T, B = x.shape[:2]
-            x, sizes = x.reshape(T * B, -1), torch.full((T,), B)
+            x, sizes = x.reshape(T * B, -1), torch.full((T,), B, device="cpu")
         else:
             B, sizes = self.rows.B, torch.from_numpy(self.rows.batch_sizes)
         n = layer.num_layers * layer.directions
@@ -227,7 +226,7 @@ class Bptt(torch.autograd.Function):
         outputs, tape = call.forward(x, (h, c)[: call.layer.states], True)
         # The tape hangs on a saved tensor, so that it goes when torch lets go of those: after
         # backward, not only when the last output is forgotten.
-        holder = torch.empty(0)
+        holder = torch.empty(0, device="cpu")
         holder.tape = tape
         ctx.call = call
         ctx.save_for_backward(holder, x, h, c, *weights)
@@ -330,7 +329,7 @@ class Swapped:
         call, x, states, weights = plan
         h, c = states if len(states) == 2 else (states[0], None)
         if torch.is_grad_enabled() and any(
-                t is not None and t.requires_grad for t in (x, h, c, *weights)):  # fmt: skip
+                t is not None and t.requires_grad for t in (*weights, x, h, c)):  # fmt: skip
             outputs = Bptt.apply(call, x, h, c, *weights)
         else:  # a NumPy layer applies dropout where it keeps a tape
             outputs = call.forward(x, states, bool(call.layer.dropout))[0]

@@ -181,6 +181,22 @@ def test_outputs_that_are_not_used(name):
             near(torch.zeros_like(w) if g is None else g, w)
 
 
+def test_default_device_and_dtype(native):
+    """What torch makes by default does not matter to tensors that are there."""
+    theirs, mine = pair("GRU", 3, 4, num_layers=2, dropout=0.5, dtype=torch.float32)
+    x = torch.randn(6, 5, 3)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            mine(x)[0].sum().backward()
+            mine.eval()
+            y = mine(x)[0]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    near(y, theirs.eval()(x)[0])
+    assert len(native) == 2
+
+
 def test_what_needs_no_gradient_gets_none():
     theirs, mine = pair("LSTM", 3, 4)
     x = torch.randn(6, 5, 3, dtype=torch.float64)
@@ -651,6 +667,13 @@ def test_other_dtypes(name, native):
     x = torch.randn(*((2, 5, 3) if name in LAYERS else (5, 3))).bfloat16()
     got = fall_back(native, "dtype torch.bfloat16", lambda: mine(x))
     assert all(torch.equal(a, b) for a, b in zip(flat(got), flat(theirs(x)), strict=True))
+
+
+def test_the_warning_names_the_caller(native):
+    mine = ours.GRU(3, 4, dtype=torch.bfloat16)
+    with pytest.warns(UserWarning, match="rnnfast") as seen:
+        mine(torch.ones(2, 5, 3).bfloat16())
+    assert seen[0].filename == __file__
 
 
 def test_other_devices(native):
