@@ -752,6 +752,17 @@ def test_compile(name, native):
     assert flat(mine(x)) and native  # and outside of it ours again
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_export(native):
+    theirs, mine = pair("GRUCell", 3, 4)
+    x = torch.randn(5, 3, dtype=torch.float64)
+    model = nn.Sequential(mine)
+    with pytest.warns(UserWarning, match=r"torch\.compile"):
+        program = torch.export.export(model, (x,))
+    assert not native
+    near(program.module()(x), theirs(x))
+
+
 BAD_LAYER = {
     "features": lambda x, s: (x[..., :2], None),
     "one dimension": lambda x, s: (x[0, 0], None),
