@@ -389,21 +389,21 @@ class SwappedLayer(Swapped):
     def _pass(self, layer, input, x, states):
         """(pass, x, states), or the reason why there is none."""
         packed = isinstance(input, PackedSequence)
-        form, rows, ndim = "time first", None, x.dim()
-        if ndim not in ((2,) if packed else (2, 3)) or x.shape[-1] != self.input_size:
+        shape = x.shape
+        form, rows, ndim = "time first", None, len(shape)
+        if ndim not in ((2,) if packed else (2, 3)) or shape[-1] != self.input_size:
             return "an input of another shape"
         if packed:
             form, rows = "packed", self._rows(input)
             if rows is None:
                 return "a PackedSequence that contradicts itself"
             batch = (rows.B,)
-        elif ndim == 3:
-            form = "batch first" if self.batch_first else form
-            batch = (x.shape[0 if self.batch_first else 1],)
         else:
-            batch = ()
-        if not packed and x.shape[1 if form == "batch first" else 0] == 0:
-            return "a sequence without a step"
+            steps, *batch = shape[:-1]
+            if batch and self.batch_first:
+                form, steps, batch = "batch first", batch[0], [steps]
+            if steps == 0:
+                return "a sequence without a step"
         if states[0] is not None:
             n = layer.num_layers * layer.directions
             for s, size in zip(states, layer._state_sizes(), strict=True):
