@@ -8,7 +8,6 @@ memory of torch's, so that it sees every change of them.
 """
 
 import warnings
-import weakref
 
 import numpy as np
 import torch
@@ -111,16 +110,14 @@ class Binding:
     def __init__(self, layer, weights):
         self.layer = layer
         self.dtype = weights[0].dtype
-        # References that keep nothing alive: a weight may be the end of a whole graph.
-        self.seen = [(weakref.ref(w), w.data_ptr()) for w in weights]
+        self.pointers = [*map(Tensor.data_ptr, weights)]
 
     def holds(self, weights):
-        """Whether these are the same tensors, in the same memory. (Where a weight is not
-        contiguous the layer has a copy, which nothing keeps up to date.)"""
-        for w, (ref, pointer) in zip(weights, self.seen, strict=True):
-            if ref() is not w or w.data_ptr() != pointer or not w.is_contiguous():
-                return False
-        return True
+        """Whether the weights still lie where the layer reads them. (Where one is not contiguous
+        the layer has a copy, which nothing keeps up to date.)"""
+        return (weights[0].dtype == self.dtype
+                and [*map(Tensor.data_ptr, weights)] == self.pointers
+                and all(map(Tensor.is_contiguous, weights)))  # fmt: skip
 
 
 # ---- one pass ------------------------------------------------------------------------------------
@@ -154,7 +151,7 @@ class Pass:
         y, final, *tape = run(x[None] if cell else self.turn(x), state, self.rows)
         final = final if self.layer.states == 2 else (final,)
         arrays = [s[0] for s in final] if cell else [self.turn(y), *final]
-        return [torch.from_numpy(a) for a in arrays], tape[0] if tape else None
+        return [*map(torch.from_numpy, arrays)], tape[0] if tape else None
 
     def backward(self, tape, gradients, need_dx):
         """(dx or None, [dstates], [dweights]) from dE/d(outputs), None standing for zeros."""
@@ -337,8 +334,11 @@ class Swapped:
 
     def _plan(self, input, hx):
         """(pass, x, states, weights), or the reason why torch's own implementation has to run."""
-        own = self._parameters  # or what stands in for a parameter: parametrisations, pruning
-        weights = [own[name] if name in own else getattr(self, name) for name in self._names()]
+        own, names = self._parameters, self._names()
+        try:
+            weights = [own[name] for name in names]
+        except KeyError:  # something stands in for a parameter: parametrisations, pruning
+            weights = [getattr(self, name) for name in names]
         binding = self._binding
         if binding is None or not binding.holds(weights):
             binding = self._bind(weights)
@@ -398,12 +398,14 @@ class SwappedLayer(Swapped):
             if rows is None:
                 return "a PackedSequence that contradicts itself"
             batch = (rows.B,)
+        elif ndim == 2:
+            batch = ()
+        elif self.batch_first:
+            form, batch = "batch first", (shape[0],)
         else:
-            steps, *batch = shape[:-1]
-            if batch and self.batch_first:
-                form, steps, batch = "batch first", batch[0], [steps]
-            if steps == 0:
-                return "a sequence without a step"
+            batch = (shape[1],)
+        if not packed and shape[form == "batch first"] == 0:
+            return "a sequence without a step"
         if states[0] is not None:
             n = layer.num_layers * layer.directions
             for s, size in zip(states, layer._state_sizes(), strict=True):
