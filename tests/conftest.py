@@ -1,6 +1,7 @@
 """Hypothesis profiles and the switches a test may turn, put back afterwards."""
 
 import os
+from importlib.util import find_spec
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -10,6 +11,9 @@ from rnnfast import _engine, _kernels
 # Processes that tests start find the installed package as well, not the folder beside tests/.
 os.environ["PYTHONSAFEPATH"] = "1"
 os.environ.setdefault("KERAS_BACKEND", "torch")
+
+# Docstrings are looked for in every file, so every file is imported.
+collect_ignore = [] if find_spec("torch") else ["torch_processes.py"]
 
 common = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("quick", max_examples=25, derandomize=True, **common)

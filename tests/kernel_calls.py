@@ -814,8 +814,8 @@ def _(source):
 
 # n, H and inputs of the kernels of whole steps: every number of rows of a tile, alone and among
 # others; parts of vectors, several vectors and tiles
-STEPS = [(0, 3, 2), (1, 1, 1), (1, 35, 2), (1, 64, 1), (2, 33, 0), (2, 16, 3), (3, 40, 1), (4, 17, 2),
-         (5, 16, 1), (6, 9, 2), (7, 20, 1), (8, 16, 1), (13, 5, 3)]  # fmt: skip
+STEPS = [(0, 3, 2), (1, 1, 1), (1, 35, 2), (1, 64, 1), (2, 33, 0), (2, 16, 3), (3, 40, 1),
+         (4, 17, 2), (5, 16, 1), (6, 9, 2), (7, 20, 1), (8, 16, 1), (13, 5, 3)]  # fmt: skip
 
 
 def step_inputs(source, shape, gates, P):
@@ -865,7 +865,9 @@ def _(source):
         act = source.pick(*ACTS)
         y, ldy = maybe_rows(source, source.pick(*BOTH), n, H, source.blank)
 
-        def expected(ar, act=act, y=y, products=products, only=only, blank=source.blank(n, H)):
+        blank = source.blank(n, H)
+
+        def expected(ar, act=act, y=y, products=products, only=only, blank=blank):
             h = only(ar.activation(act, products(ar)[0]), blank)
             return {"out": h, "y": None if y is None else h}
 
@@ -886,8 +888,10 @@ def _(source):
         c, keep = source(n, H), source.pick(*BOTH)
         y, ldy = maybe_rows(source, source.pick(*BOTH), n, H, source.blank)
 
+        blank, blanks = source.blank(n, H), source.blank(n, G * H)
+
         def expected(ar, c=c, p=p, y=y, keep=keep, opt=opt, products=products, only=only,
-                     blank=source.blank(n, H), blanks=source.blank(n, G * H)):  # fmt: skip
+                     blank=blank, blanks=blanks):  # fmt: skip
             a_i, *a_f, a_g, a_o = products(ar)
             before, c = c, ar.array(c)
             if p is not None:
@@ -923,8 +927,10 @@ def _(source):
         h = source(n, H)
         y, ldy = maybe_rows(source, source.pick(*BOTH), n, H, source.blank)
 
+        blank, blanks = source.blank(n, H), source.blank(n, 3 * H)
+
         def expected(ar, h=h, y=y, gate=gate, keep=keep, bias_n=bias_n, products=products,
-                     only=only, blank=source.blank(n, H), blanks=source.blank(n, 3 * H)):  # fmt: skip
+                     only=only, blank=blank, blanks=blanks):  # fmt: skip
             a_r, a_z, u, ax_n = products(ar, bias_n)
             r, z = ar.activation(gate, a_r), ar.activation(gate, a_z)
             n = ar.tanh(ar.fma(r, u, ax_n))
