@@ -112,7 +112,8 @@ cdef void forward_after(const Gru *s, const real_t *w_hh) noexcept nogil:
         _seq.zero_reset_rows(&s.q, t, H, h)
         hm = masked(s, n, row, h)
         if whole:
-            K.gru_step(n, H, 0, H, s.gate, s.inputs, <real_t *>s.x + row * s.inputs if s.x != NULL else NULL,
+            K.gru_step(n, H, 0, H, s.gate, s.inputs,
+                       <real_t *>s.x + row * s.inputs if s.x != NULL else NULL,
                        <real_t *>s.packed_ih, ax if s.lds else <real_t *>s.start, s.lds, bias_n, hm,
                        <real_t *>s.packed_hh, h, a if s.keep else NULL,
                        <real_t *>s.u + row * H if s.keep else NULL, <real_t *>s.next, y,
@@ -311,7 +312,6 @@ def gru_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, reset_a
     cdef Py_ssize_t N = len(x), B = len(h0), H = w_hh.shape[1], R = N if keep else B, ldy
     cdef bint after = reset_after
     cdef Gru s
-    dtype = w_hh.dtype
     offsets = _seq.offsets_of(batch_sizes, B, N)
     setup(&s, batch_sizes, offsets, resets, w_hh, norm, h_mask, gate, after, reverse, N, B)
     matrix(h0, "h0", num, B, H)
@@ -383,7 +383,6 @@ def gru_backward(tape, dy, dh_n, grads, need_dx=True):
     cdef Py_ssize_t N = len(tape["x"]), B = len(dh_n), H = w_hh.shape[1]
     cdef bint after = reset_after
     cdef Gru s
-    dtype = w_hh.dtype
     offsets = _seq.offsets_of(tape["batch_sizes"], B, N)
     setup(&s, tape["batch_sizes"], offsets, tape["resets"], w_hh, norm, tape["h_mask"],
           tape["gate"], after, tape["reverse"], N, B)

@@ -1,8 +1,6 @@
 """The LSTM over BLAS. Twins: rnnfast.reference.lstm, which explains the arguments; equations and
 labels: docs/math.md."""
 
-import numpy as np
-
 cimport numpy as cnp
 from libc.string cimport memcpy, memset
 
@@ -111,9 +109,10 @@ cdef void forward(const Lstm *s, const real_t *w_hh) noexcept nogil:
         out = <real_t *>s.m + kept * H if projected else <real_t *>s.next if whole else h
         tanh_c = at(s.tanh_c, kept * H, w_hh)
         if whole:
-            K.lstm_step(n, H, 0, H, &s.opt, s.inputs, at(s.x, row * s.inputs, w_hh), <real_t *>s.packed_ih,
-                        a if s.lds else <real_t *>s.start, s.lds, P, hm, <real_t *>s.packed_hh,
-                        <real_t *>s.peephole, c, a if s.keep else NULL, tanh_c, out,
+            K.lstm_step(n, H, 0, H, &s.opt, s.inputs, at(s.x, row * s.inputs, w_hh),
+                        <real_t *>s.packed_ih, a if s.lds else <real_t *>s.start, s.lds, P, hm,
+                        <real_t *>s.packed_hh, <real_t *>s.peephole, c,
+                        a if s.keep else NULL, tanh_c, out,
                         y if not projected else NULL, s.ldy)  # F1 .. F5
             if not projected:
                 memcpy(h, out, n * H * sizeof(real_t))
@@ -323,7 +322,8 @@ def lstm_forward(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih=None, b_hh=None, *, w_
     s.c = matrix(c, "c", num, B, H)
     s.h_prev = optional_matrix(scratch("h_prev", N, P, keep), "h_prev", num, N, P)
     s.c_prev = optional_matrix(scratch("c_prev", N, H, keep), "c_prev", num, N, H)
-    s.tanh_c = optional_matrix(scratch("tanh_c", R, H, keep or norm is not None), "tanh_c", num, R, H)
+    s.tanh_c = optional_matrix(scratch("tanh_c", R, H, keep or norm is not None), "tanh_c", num, R,
+                               H)
     s.m = optional_matrix(scratch("m", R, H, w_hr is not None), "m", num, R, H)
     kept_c = scratch("c", N, H, keep and (peephole is not None or clip > 0))
     s.c_t = optional_matrix(kept_c, "c", num, N, H)
@@ -334,8 +334,8 @@ def lstm_forward(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih=None, b_hh=None, *, w_
     ah, cn = empty(B, W, num), empty(B, H, num)
     s.ah = matrix(ah, "ah", num, B, W)
     s.cn = matrix(cn, "cn", num, B, H)
-    _seq.run_rows(&s, sizeof(Lstm), &s.q, shift, forward_task, s.fixed, N * s.G * H * (P + s.inputs),
-                  batch_sizes, offsets)
+    _seq.run_rows(&s, sizeof(Lstm), &s.q, shift, forward_task, s.fixed,
+                  N * s.G * H * (P + s.inputs), batch_sizes, offsets)
     if not keep:
         return y, h, c, None
     tape = {"x": x, "batch_sizes": batch_sizes, "resets": resets, "w_ih": w_ih, "w_hh": w_hh,
@@ -352,7 +352,6 @@ def lstm_backward(tape, dy, dh_n, dc_n, grads, need_dx=True):
     cdef Py_ssize_t W = w_hh.shape[0]
     cdef bint coupled = tape["coupled"]
     cdef Lstm s
-    dtype = w_hh.dtype
     offsets = _seq.offsets_of(tape["batch_sizes"], B, N)
     setup(&s, tape["batch_sizes"], offsets, tape["resets"], w_hh, w_hr, peephole, norm,
           tape["h_mask"], tape["gate"], coupled, tape["clip"], tape["reverse"], N, B, H)

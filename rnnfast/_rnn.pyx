@@ -41,7 +41,7 @@ cdef struct Rnn:
     Py_ssize_t H, ldy, inputs
     size_t size     # of an element
     void *w_hh      # [H, H]
-    void *packed_hh # and packed, where the engine wants it so; for BPTT in panels
+    void *packed_hh  # and packed, where the engine wants it so; for BPTT in panels
     void *a         # [N, H] W_ih x + b; or NULL, and then
     void *x         # [N, I] the steps read their inputs themselves
     void *packed_ih

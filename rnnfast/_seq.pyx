@@ -98,7 +98,8 @@ cdef object offsets_of(object batch_sizes, Py_ssize_t B, Py_ssize_t N):
             or not cnp.PyArray_IS_C_CONTIGUOUS(<cnp.ndarray>batch_sizes):
         raise TypeError("batch_sizes: expected a contiguous int64 vector")
     cdef cnp.npy_intp T = cnp.PyArray_DIM(<cnp.ndarray>batch_sizes, 0)
-    cdef const int64_t *sizes = <const int64_t *>vector(batch_sizes, "batch_sizes", cnp.NPY_INT64, T)
+    cdef const int64_t *sizes = <const int64_t *>vector(batch_sizes, "batch_sizes",
+                                                        cnp.NPY_INT64, T)
     cdef Py_ssize_t t
     cdef int64_t before = B, total = 0
     cdef cnp.ndarray offsets = cnp.PyArray_EMPTY(1, &T, cnp.NPY_INT64, 0)
@@ -147,8 +148,8 @@ cdef int tasks_of(const Packed *q, double work):
 
 cdef void run_rows(void *s, size_t size, const Packed *q, shift_part *shift, K.rf_task *task,
                    bint fixed, double work, object batch_sizes, object offsets) except *:
-    """task(s, 0, 0); or, where the products are our own and there is enough to do, the same for parts
-    of the batch on several threads: s copied, and `shift` lets a copy begin at its part.
+    """task(s, 0, 0); or, where the products are our own and there is enough to do, the same for
+    parts of the batch on several threads: s copied, and `shift` lets a copy begin at its part.
 
     Part k has rows B k / tasks to B (k + 1) / tasks of every step.
     """

@@ -71,8 +71,8 @@ cdef void step(Cell *s, Py_ssize_t B, const real_t *x, const real_t *start, Py_s
 
 cdef void run_cell(Cell *s, Py_ssize_t T, Py_ssize_t B, const real_t *x, bint summed, real_t *a,
                    real_t *y, Py_ssize_t ldy) noexcept nogil:
-    """T steps. x: [T B, inputs]; summed: x is NULL and `a` holds the inputs' part of all steps; else
-    a: scratch for as many steps as a product covers. y: rows ldy apart, or NULL."""
+    """T steps. x: [T B, inputs]; summed: x is NULL and `a` holds the inputs' part of all steps;
+    else a: scratch for as many steps as a product covers. y: rows ldy apart, or NULL."""
     cdef Py_ssize_t W = s.G * s.H, count = T, first = 0, n, i, t, row
     cdef bint all_steps = not summed and s.w_ih == NULL
     cdef const real_t *x_t

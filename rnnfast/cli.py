@@ -1,4 +1,5 @@
-"""The command ``rnnfast``: train, sample, eval and info for character models. See docs/train.md."""
+"""The command ``rnnfast``: train, sample, eval and info for character models, and bench. See
+docs/train.md and docs/performance.md."""
 
 import argparse
 import contextlib
@@ -43,9 +44,21 @@ not_negative = number(float, lambda x: 0 <= x < math.inf, "a number, at least 0"
 share = number(float, lambda x: 0 <= x < 1, "a number from 0 to below 1")
 
 
+def shape(text):
+    """An argparse type: four sizes."""
+    try:
+        sizes = tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        sizes = ()
+    if len(sizes) != 4 or min(sizes) < 1:
+        raise argparse.ArgumentTypeError(f"expected four sizes T,B,I,H, got {text!r}")
+    return sizes
+
+
 def parser():
     """The parser of the whole command line."""
-    top = Parser(prog="rnnfast", description="Character-level language models on the CPU.")
+    top = Parser(prog="rnnfast", description="Recurrent networks on the CPU: character models, "
+                 "and how fast this machine runs them.")
     commands = top.add_subparsers(required=True, metavar="COMMAND", dest="command")
 
     def command(name, function, summary):
@@ -91,6 +104,21 @@ def parser():
     p = command("eval", evaluate, "bits per character of a model on a text")
     p.add_argument("model", metavar="MODEL", help="model file, or the folder that holds it")
     p.add_argument("file", metavar="FILE", help="UTF-8 text")
+
+    p = command("bench", bench, "time a layer of your own shape, beside other libraries")
+    p.add_argument("--shape", type=shape, default=(64, 32, 128, 128), metavar="T,B,I,H",
+                   help="steps, batch, inputs, hidden units (default 64,32,128,128)")
+    p.add_argument("--cell", choices=("rnn", "lstm", "gru"), default="lstm", help="default lstm")
+    p.add_argument("--mode", choices=("infer", "train", "stream"), action="append",
+                   help="a whole sequence, with BPTT, or one step at a time (default: all three)")
+    p.add_argument("--layers", type=positive_int, default=1, metavar="N", help="default 1")
+    p.add_argument("--bidirectional", action="store_true")
+    p.add_argument("--peers", nargs="*", metavar="NAME",
+                   help="libraries to compare with: torch onnxruntime openvino jax numpy (default: "
+                   "those installed; none after --peers alone)")
+    p.add_argument("--threads", type=positive_int, default=1, metavar="N", help="default 1")
+    p.add_argument("--seconds", type=positive, default=0.5, metavar="N",
+                   help="for each library and mode (default 0.5)")
 
     p = command("info", info, "what a model is, or what this machine runs")
     p.add_argument("model", metavar="MODEL", nargs="?", help="model file, or its folder")
@@ -358,6 +386,30 @@ def evaluate(args):
 def _stranger(error):
     return (f"the model does not know the character {error.character!a} "
             f"(U+{ord(error.character):04X})")
+
+
+def bench(args):
+    """``rnnfast bench``."""
+    for name in ("OMP", "OPENBLAS", "MKL", "RNNFAST"):  # read when the libraries load
+        os.environ[f"{name}_NUM_THREADS"] = str(args.threads)
+    from rnnfast import _bench, _peers
+    from rnnfast._text import InputError
+
+    found = _peers.installed()
+    peers = [name for name in found if name != "numpy"] if args.peers is None else args.peers
+    for name in peers:
+        if name not in _peers.PEERS:
+            raise InputError(f"--peers: {name!r} is none of {', '.join(_peers.PEERS)}")
+        if name not in found:
+            raise InputError(f"--peers: {name} is not installed")
+    for mode in args.mode or _peers.MODES:
+        work = _peers.Work(args.cell, mode, *args.shape, layers=args.layers,
+                           bidirectional=args.bidirectional, threads=args.threads)
+        if mode == "stream" and args.bidirectional:
+            _say("stream: left out, a bidirectional layer cannot be streamed")
+            continue
+        times = _bench.compare(work, ["fused", "blas", *peers], args.seconds)
+        print(*_bench.report(work, times), "", sep="\n", flush=True)
 
 
 def info(args):

@@ -12,8 +12,8 @@ from rnnfast import _engine, _threads
 from rnnfast._module import Module
 from rnnfast._packing import Packing, time_blocks
 
-#: Multiply-adds in a direction from which the two directions get a thread each: an estimate (a tenth
-#: of a millisecond of work against the hand-over to a thread), not yet measured
+#: Multiply-adds in a direction from which the two directions get a thread each: an estimate (a
+#: tenth of a millisecond of work against the hand-over to a thread), not yet measured
 PARALLEL_WORK = 2_000_000
 
 MERGES = ("concat", "sum", "mul", "average")
@@ -276,7 +276,7 @@ class Recurrent(Module):
                      options.get("clip", 0.0), steps)  # fmt: skip
 
     def _run_stack(self, x, state, out, sequences):
-        """A call with a dense batch on a `Stack`; None where `_run` has to look at the arguments."""
+        """A call with a dense batch on a `Stack`; None where `_run` has to see the arguments."""
         if type(x) is not np.ndarray:
             return None
         ids = x.dtype.kind in "iu"

@@ -819,7 +819,7 @@ STEPS = [(0, 3, 2), (1, 1, 1), (1, 35, 2), (1, 64, 1), (2, 33, 0), (2, 16, 3), (
 
 
 def step_inputs(source, shape, gates, P):
-    """What the steps have in common, and the chains' values by gate: a function of an arithmetic."""
+    """What the steps share, and the chains' values by gate: a function of an arithmetic."""
     n, H, inputs = shape
     x, h = source(n, inputs, scale=0.7), source(n, P, scale=0.7)
     w_ih, w_hh = source(gates * H, inputs, scale=0.5), source(gates * H, P, scale=0.5)

@@ -1,6 +1,8 @@
 """The promise of engine ``fused``: the same bits for a sequence alone, in any batch, at any place
 in it, padded, ragged, streamed in chunks of any size, and on every instruction set."""
 
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -126,3 +128,78 @@ def test_long_chains_are_not_cut(dtype, use_engine):
         results.append((y, linear.backward(tape, dy), *linear.grads.values()))
     for got, want in zip(*results, strict=True):
         same_bits(got, want)
+
+
+# ---- threads ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def use_threads():
+    """A function that sets the number of threads for the rest of the test."""
+    yield rnnfast.set_num_threads
+    rnnfast.set_num_threads(None)
+
+
+def everything(layer, x, lengths=None):
+    """Every array that a layer computes: inference, forward, backward."""
+    layer.zero_grad()
+    y, state, tape = layer.forward(x, lengths=lengths)
+    dx, dstate = layer.backward(tape, y)
+    inferred, _ = layer(x, lengths=lengths)
+    return {"y": y, "dx": dx, "inferred": inferred, **layer.grads,
+            **{f"state {k}": a for k, a in enumerate(parts(state) + parts(dstate))}}  # fmt: skip
+
+
+@CASE
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_any_number_of_threads(cell, options, dtype, use_threads):
+    """Enough work that rows and products are divided; 23 rows divide evenly into nothing."""
+    rng = np.random.default_rng(5)
+    layer = LAYERS[cell](70, 66, num_layers=2, dtype=dtype, seed=3, **options)
+    x = rng.standard_normal((40, 23, 70)).astype(dtype)
+    for lengths in (None, rng.integers(0, 41, 23)):
+        use_threads(1)
+        want = everything(layer, x, lengths)
+        for threads in (2, 3, 7):
+            use_threads(threads)
+            for name, got in everything(layer, x, lengths).items():
+                same_bits(got, want[name], f"{name} with {threads} threads")
+
+
+# ---- other machines -----------------------------------------------------------------------------
+
+# SHA-256 of all results of `everything` for the inputs below: the same on every machine whose
+# arithmetic is IEEE 754's, x86's flush-to-zero included (docs/arithmetic.md has the limits).
+HASHES = {
+    ("rnn", "float32"):
+        "f82d7af5c3f4ea9f81281f1b106ea2168db54084c640347d7740f406c25c3a45",
+    ("rnn", "float64"):
+        "2dc66d3e00f6b5d0d3e783d2f38834b58524f82e417023397518d33ae3fe2086",
+    ("lstm", "float32"):
+        "0c6e2ff80d218219fb284cdaf704f54b5df542e4851bc5d4605120694c08c290",
+    ("lstm", "float64"):
+        "fcae17ca34ba5c1750a4715dc4431b8833deb262724872927728cb13183d8ba8",
+    ("gru", "float32"):
+        "580b265d717bc759060896cb9db3782ccac6f7b4557e7e35c918d01bc2313b27",
+    ("gru", "float64"):
+        "448af30548db6b4c7c28efaec8d3850e897f78ca712ba512098ad79c37a11118",
+}
+
+
+def dyadic(rng, shape, dtype):
+    """Numbers that every machine draws alike: multiples of 2^-9."""
+    return (rng.randint(-1024, 1025, shape) / 512).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("cell", LAYERS)
+def test_stored_hash(cell, dtype):
+    rng = np.random.RandomState(11)
+    layer = LAYERS[cell](9, 37, num_layers=2, bidirectional=True, dtype=dtype, seed=0)
+    for name in sorted(layer.params):
+        layer.params[name][...] = dyadic(rng, layer.params[name].shape, dtype) / 8
+    x = dyadic(rng, (12, 7, 9), dtype)
+    digest = hashlib.sha256()
+    for name, a in sorted(everything(layer, x, [12, 3, 0, 7, 12, 1, 9]).items()):
+        digest.update(name.encode() + a.astype(a.dtype.newbyteorder("<")).tobytes())
+    assert digest.hexdigest() == HASHES[cell, dtype]

@@ -1,0 +1,176 @@
+"""Our layers beside other libraries over a grid of shapes: figures as JSON, a table, a roofline plot.
+
+    taskset -c 0 python bench/grid.py [--threads N] [--seconds S] [--only TEXT] [--out FILE]
+
+Libraries that are not installed are left out with a note. Every row is kept, won or lost.
+"""
+
+import argparse
+import ctypes
+import json
+import math
+import os
+import platform
+from pathlib import Path
+
+SQUARE = [(128, 1, 64, 64), (128, 1, 128, 128), (128, 1, 256, 256), (128, 1, 512, 512),
+          (64, 1, 1024, 1024), (64, 8, 128, 128), (64, 32, 64, 64), (64, 32, 128, 128),
+          (64, 32, 256, 256), (64, 64, 512, 512), (32, 64, 1024, 1024), (64, 128, 128, 128)]
+USERS = [("audio", (2048, 32, 1, 8), {}), ("audio", (2048, 32, 1, 40), {}),
+         ("hydrology", (365, 256, 30, 128), {}), ("agents", (128, 8, 64, 256), {"resets": True}),
+         ("tagging", (30, 32, 300, 300), {"layers": 2, "bidirectional": True, "ragged": True}),
+         ("forecasting", (26, 256, 8, 8), {})]  # fmt: skip
+
+
+def works(threads):
+    """(name of the use or None, Work) over the grid."""
+    import numpy as np
+
+    from rnnfast._peers import Work
+
+    for cell in ("lstm", "gru", "rnn"):
+        for mode in ("infer", "train", "stream"):
+            for T, B, I, H in SQUARE:
+                if mode != "stream" or B <= 8:
+                    yield None, Work(cell, mode, T, B, I, H, threads=threads)
+        for use, (T, B, I, H), more in USERS:
+            more = dict(more)
+            if more.pop("ragged", False):
+                lengths = np.random.default_rng(3).integers(T // 10, T + 1, B)
+                more["lengths"] = tuple(int(n) for n in lengths)
+            for mode in ("infer", "train"):
+                yield use, Work(cell, mode, T, B, I, H, threads=threads, **more)
+
+
+def peak():
+    """GFLOP/s of one core's fused multiply-adds: our own product where all of it is in the nearest
+    caches and long enough, the best of many."""
+    import time
+
+    import numpy as np
+
+    from rnnfast import _kernels
+
+    gemm = ctypes.CFUNCTYPE(None, *[ctypes.c_ssize_t] * 3, ctypes.c_void_p,
+                            *[ctypes.c_ssize_t] * 2, ctypes.c_void_p, *[ctypes.c_ssize_t] * 2,
+                            ctypes.c_int, ctypes.c_void_p, ctypes.c_ssize_t)(
+        _kernels.address(_kernels.get_isa(), "float32", "gemm"))  # fmt: skip
+    m, n, k = 6, 64, 96
+    a, b, c = (np.ones(s, np.float32) for s in ((m, k), (k, n), (m, n)))
+    best = math.inf
+    for _ in range(20000):
+        begin = time.perf_counter()
+        gemm(m, n, k, a.ctypes.data, k, 1, b.ctypes.data, n, 64, 0, c.ctypes.data, n)
+        best = min(best, time.perf_counter() - begin)
+    return 2 * m * n * k / best / 1e9
+
+
+def geometric(values):
+    """Geometric mean, or None."""
+    return math.exp(sum(map(math.log, values)) / len(values)) if values else None
+
+
+def row_of(use, work, times):
+    """What is kept of a cell of the grid."""
+    peers = {k: v for k, v in times.items() if k not in ("fused", "blas", "numpy")}
+    best = min(peers, key=lambda k: peers[k][1]) if peers else None
+    return {"work": str(work), "use": use, "cell": work.cell, "mode": work.mode,
+            "shape": [work.T, work.B, work.I, work.H], "flops": work.flops,
+            "least": {k: v[0] for k, v in times.items()},
+            "median": {k: v[1] for k, v in times.items()}, "best_peer": best,
+            "ratio": peers[best][1] / times["fused"][1] if best else None}  # fmt: skip
+
+
+def table(result):
+    """Markdown: GFLOP/s by median time, microseconds where streamed; lost cells in bold."""
+    names = list(dict.fromkeys(n for row in result["rows"] for n in row["median"]))
+    lines = ["| work | " + " | ".join(names) + " | best peer / fused |",
+             "|---|" + "---:|" * (len(names) + 1)]  # fmt: skip
+    for row in result["rows"]:
+        cells = []
+        for name in names:
+            t = row["median"].get(name)
+            cells.append("" if t is None else f"{t * 1e6:.1f} µs" if row["mode"] == "stream"
+                         else f"{row['flops'] / t / 1e9:.1f}")  # fmt: skip
+        ratio = row["ratio"]
+        text = "" if ratio is None else f"{ratio:.2f}" if ratio >= 1 else f"**{ratio:.2f}**"
+        lines.append(f"| {row['work']} | " + " | ".join(cells) + f" | {text} |")
+    return "\n".join(lines)
+
+
+def summary(result):
+    """Lines: geometric means, and how many cells are lost."""
+    rows = [r for r in result["rows"] if r["ratio"]]
+    for mode in ("infer", "train", "stream"):
+        for label, chosen in (("square shapes", [r for r in rows if not r["use"]]),
+                              ("users' shapes", [r for r in rows if r["use"]])):
+            ratios = [r["ratio"] for r in chosen if r["mode"] == mode]
+            if ratios:
+                lost = sum(x < 1 for x in ratios)
+                yield (f"- {mode}, {label}: {geometric(ratios):.2f} times the fastest peer "
+                       f"(geometric mean of {len(ratios)}), {lost} lost, least {min(ratios):.2f}")
+
+
+def plot(result, path):
+    """GFLOP/s against the work per byte of weights, below the core's peak."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), dpi=140, layout="constrained")
+    FigureCanvasAgg(figure)
+    ax = figure.add_subplot()
+    colours = {"fused": "#d1580f", "torch": "#7f7f7f", "onnxruntime": "#4c78a8",
+               "openvino": "#54a24b", "jax": "#b279a2"}  # fmt: skip
+    rows = [r for r in result["rows"] if r["mode"] == "infer" and r["cell"] == "lstm"]
+    for name, colour in colours.items():
+        points = [(r["shape"][1] / 2, r["flops"] / r["median"][name] / 1e9, r) for r in rows
+                  if name in r["median"]]
+        ax.plot([p[0] for p in points], [p[1] for p in points], "o", ms=5, color=colour,
+                label=name, alpha=0.85)
+    ax.axhline(result["peak"], color="#222222", lw=1)
+    ax.text(0.42, result["peak"] * 1.03, f"peak of a core: {result['peak']:.0f} GFLOP/s",
+            fontsize=8)
+    ax.set(xscale="log", yscale="log", xlabel="operations per byte of weights read at a step (B/2)",
+           ylabel="GFLOP/s", title="LSTM inference, float32, one thread")
+    ax.legend(frameon=False, fontsize=8)
+    ax.grid(alpha=0.25, which="both")
+    figure.savefig(path)
+
+
+def main():
+    """Run the grid."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=0.25)
+    parser.add_argument("--only", default="", help="works whose name contains this")
+    parser.add_argument("--out", default=None)
+    args = parser.parse_args()
+    for name in ("OMP", "OPENBLAS", "MKL", "RNNFAST"):
+        os.environ[f"{name}_NUM_THREADS"] = str(args.threads)
+    from rnnfast import _bench, _peers
+
+    names = ["fused", "blas", *(n for n in _peers.installed() if n != "numpy")]
+    for name in sorted(set(_peers.PEERS) - set(names) - {"numpy"}):
+        print(f"left out: {name} is not installed")
+    out = Path(args.out or Path(__file__).parent / "results" / f"grid-{args.threads}.json")
+    cpu = next((line.partition(":")[2].strip() for line in open("/proc/cpuinfo")
+                if line.startswith("model name")), platform.machine())  # fmt: skip
+    result = {"cpu": cpu, "threads": args.threads, "peak": peak(), "rows": []}
+    for use, work in works(args.threads):
+        if args.only not in str(work):
+            continue
+        times = _bench.compare(work, names, args.seconds)
+        row = row_of(use, work, times)
+        result["rows"].append(row)
+        ratio = f"{row['ratio']:.2f} times {row['best_peer']}" if row["ratio"] else ""
+        print(f"{work!s:<50} {work.flops / times['fused'][1] / 1e9:7.1f} GFLOP/s  {ratio}",
+              flush=True)
+        out.parent.mkdir(exist_ok=True)
+        out.write_text(json.dumps(result, indent=1))
+    print(*summary(result), sep="\n")
+    out.with_suffix(".md").write_text(table(result) + "\n\n" + "\n".join(summary(result)) + "\n")
+    plot(result, out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
