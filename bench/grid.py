@@ -1,4 +1,4 @@
-"""Our layers beside other libraries over a grid of shapes: figures as JSON, a table, a roofline plot.
+"""Our layers beside other libraries over a grid of shapes: figures as JSON, a table, a plot.
 
     taskset -c 0 python bench/grid.py [--threads N] [--seconds S] [--only TEXT] [--out FILE]
 

@@ -12,9 +12,9 @@ from rnnfast import _engine, _threads
 from rnnfast._module import Module
 from rnnfast._packing import Packing, time_blocks
 
-#: Multiply-adds in a direction from which the two directions get a thread each: an estimate (a
-#: tenth of a millisecond of work against the hand-over to a thread), not yet measured
-PARALLEL_WORK = 2_000_000
+#: Multiply-adds in a direction from which the two directions get a thread each: below, handing over
+#: costs more than it saves (docs/performance.md)
+PARALLEL_WORK = 4_000_000
 
 MERGES = ("concat", "sum", "mul", "average")
 
