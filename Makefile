@@ -34,7 +34,9 @@ thorough:  ## the suite with many more random cases, and the slow tests
 
 # NumPy's own allocations come from malloc, so the tools see every read past an array's end.
 # Leaks are not looked for: the interpreter itself never frees everything.
-SANITIZE = -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+# Without the checks of object sizes, which the address sanitizer does better: compiling takes half.
+SANITIZE = -fsanitize=address,undefined -fno-sanitize=object-size \
+	-fno-sanitize-recover=undefined -fno-omit-frame-pointer
 asan:  ## the suite under the address and undefined-behaviour sanitizers, with bounds checks (ASAN_TESTS=...)
 	$(call copy,build/asan)
 	cd build/asan && RNNFAST_DEBUG=1 RNNFAST_CFLAGS="$(SANITIZE)" RNNFAST_LDFLAGS="$(SANITIZE)" \

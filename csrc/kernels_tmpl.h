@@ -18,7 +18,9 @@ enum { FN(accs) = RF_LANES / VL };
 #ifndef RF_TILE
 #define RF_PANEL 64
 #define RF_TILE 16
-#if defined(__clang__)
+#if defined(__SANITIZE_ADDRESS__)
+#define RF_UNROLL /* every access is instrumented: unrolled, a file takes minutes to compile */
+#elif defined(__clang__)
 #define RF_UNROLL _Pragma("unroll")
 #else
 #define RF_UNROLL _Pragma("GCC unroll 16")

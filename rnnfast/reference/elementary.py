@@ -386,7 +386,7 @@ def sigmoid(x):
         r2 = r * r
         y = fma(r2, _exp_poly(r, r2, 1, -1, k), -r)
         # S5
-        return scale / ((k.dtype(1) + y) + scale)
+        return scale / ((k.dtype(1) + scale) + y)
 
 
 def tanh(x):
