@@ -4,7 +4,7 @@ same work, as calls without arguments that a benchmark can time in turns."""
 import functools
 import importlib.util
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -27,8 +27,7 @@ class Work:
     bidirectional : bool
     lengths : tuple of int, or None
     resets : bool
-        An episode of 32 steps ends, on average, somewhere in the batch; only rnnfast has a call
-        for that, so the others run without.
+        Episodes of 32 steps on average; only rnnfast has a call for that, the others run without.
     """
 
     cell: str
@@ -42,7 +41,6 @@ class Work:
     lengths: tuple | None = None
     resets: bool = False
     threads: int = 1
-    extra: dict = field(default_factory=dict, hash=False)
 
     @property
     def flops(self):

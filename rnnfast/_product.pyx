@@ -22,8 +22,8 @@ cdef enum:  # RF_PANEL and RF_TILE of csrc/kernels_tmpl.h
     PANEL = 64
     TILE = 16
 
-# From so many rows a step, and up to so many inputs, a step's kernel reads the inputs itself:
-# measured, docs/performance.md
+# From so many rows a step, and up to so many inputs, a step's kernel reads the inputs itself.
+# Estimates: the break-even is not measured yet.
 cdef Py_ssize_t ROWS_INSIDE = 4
 cdef Py_ssize_t INPUTS_INSIDE = 32
 cdef bint fixed = False
