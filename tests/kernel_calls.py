@@ -426,6 +426,26 @@ def lstm_options(opt):
     return {k: opt[k] for k in ("gate", "coupled", "clip")}
 
 
+def lstm_gates(ar, opt, parts, c, p):
+    """(gates side by side, new c, tanh of it, h) from each gate's pre-activations."""
+    a_i, *a_f, a_g, a_o = parts
+    c = ar.array(c)
+    if p is not None:
+        a_i, a_f = ar.fma(p[0], c, a_i), [ar.fma(p[1], c, z) for z in a_f]
+    i = ar.activation(opt["gate"], a_i)
+    f = 1 - i if opt["coupled"] else ar.activation(opt["gate"], a_f[0])
+    g = ar.tanh(a_g)
+    c = ar.fma(f, c, i * g)
+    if opt["clip"] > 0:
+        c = ar.array(clamp(c, c.dtype.type(opt["clip"])))
+    if p is not None:
+        a_o = ar.fma(p[2], c, a_o)
+    o = ar.activation(opt["gate"], a_o)
+    gates = np.concatenate([i, g, o] if opt["coupled"] else [i, f, g, o], axis=1)
+    tanh_c = ar.tanh(c)
+    return gates, c, tanh_c, o * tanh_c
+
+
 @case("lstm_forward")
 def lstm_forward(source):
     # keep: a tape is wanted; infer: neither gates nor tanh_c; deferred: F5 is left to lstm_output
@@ -438,22 +458,8 @@ def lstm_forward(source):
         y, ldy = maybe_rows(source, opt["y"] and mode != "deferred", B, H, source.blank)
 
         def expected(ar, a=a, c=c, p=peephole, y=y, G=G, opt=opt, mode=mode):
-            a_i, *a_f, a_g, a_o = np.split(ar.array(a), G, axis=1)
-            c = ar.array(c)
-            if p is not None:
-                a_i, a_f = ar.fma(p[0], c, a_i), [ar.fma(p[1], c, z) for z in a_f]
-            i = ar.activation(opt["gate"], a_i)
-            f = 1 - i if opt["coupled"] else ar.activation(opt["gate"], a_f[0])
-            g = ar.tanh(a_g)
-            c = ar.fma(f, c, i * g)
-            if opt["clip"] > 0:
-                c = ar.array(clamp(c, c.dtype.type(opt["clip"])))
-            if p is not None:
-                a_o = ar.fma(p[2], c, a_o)
-            o = ar.activation(opt["gate"], a_o)
-            gates = np.concatenate([i, g, o] if opt["coupled"] else [i, f, g, o], axis=1)
-            tanh_c = ar.tanh(c)
-            h = o * tanh_c
+            parts = np.split(ar.array(a), G, axis=1)
+            gates, c, tanh_c, h = lstm_gates(ar, opt, parts, c, p)
             return {"a": a if mode == "infer" else gates, "c": c, "y": None if y is None else h,
                     "tanh_c": tanh_c if mode == "keep" else None,
                     "h": None if mode == "deferred" else h}  # fmt: skip
@@ -536,6 +542,13 @@ def lstm_output_backward(source):
                "dcn": source.blank(B, H)}, expected  # fmt: skip
 
 
+def gru_gates(ar, gate, a_r, a_z, u, ax_n, h):
+    """(r, z, n side by side, new h); u: the hidden units' part of n, ax_n: the inputs'."""
+    r, z = ar.activation(gate, a_r), ar.activation(gate, a_z)
+    n = ar.tanh(ar.fma(r, u, ax_n))
+    return np.concatenate([r, z, n], axis=1), ar.fma(z, ar.array(h) - n, n)
+
+
 @case("gru_forward")
 def gru_forward(source):
     for (B, H), opt in variants(source, batches(), 3, gate=GATES, u=BOTH, y=BOTH):
@@ -544,11 +557,8 @@ def gru_forward(source):
 
         def expected(ar, a=a, ax=ax, h=h, y=y, H=H, opt=opt):
             a_r, a_z, u = np.split(ar.array(a), 3, axis=1)
-            r, z = ar.activation(opt["gate"], a_r), ar.activation(opt["gate"], a_z)
-            n = ar.tanh(ar.fma(r, u, ar.array(ax[:, 2 * H :])))
-            new = ar.fma(z, ar.array(h) - n, n)
-            return {"a": np.concatenate([r, z, n], axis=1) if opt["u"] else a,
-                    "u": u if opt["u"] else None, "h": new,
+            gates, new = gru_gates(ar, opt["gate"], a_r, a_z, u, ar.array(ax[:, 2 * H :]), h)
+            return {"a": gates if opt["u"] else a, "u": u if opt["u"] else None, "h": new,
                     "y": None if y is None else new}  # fmt: skip
 
         yield {"B": B, "H": H, "gate": opt["gate"], "a": a, "ax": ax,
@@ -892,23 +902,9 @@ def _(source):
 
         def expected(ar, c=c, p=p, y=y, keep=keep, opt=opt, products=products, only=only,
                      blank=blank, blanks=blanks):  # fmt: skip
-            a_i, *a_f, a_g, a_o = products(ar)
-            before, c = c, ar.array(c)
-            if p is not None:
-                a_i, a_f = ar.fma(p[0], c, a_i), [ar.fma(p[1], c, z) for z in a_f]
-            i = ar.activation(opt["gate"], a_i)
-            f = 1 - i if opt["coupled"] else ar.activation(opt["gate"], a_f[0])
-            g = ar.tanh(a_g)
-            c = ar.fma(f, c, i * g)
-            if opt["clip"] > 0:
-                c = ar.array(clamp(c, c.dtype.type(opt["clip"])))
-            if p is not None:
-                a_o = ar.fma(p[2], c, a_o)
-            o = ar.activation(opt["gate"], a_o)
-            gates = np.concatenate([i, g, o] if opt["coupled"] else [i, f, g, o], axis=1)
-            tanh_c = ar.tanh(c)
-            h = only(o * tanh_c, blank)
-            return {"c": only(c, before), "gates": only(gates, blanks) if keep else None,
+            gates, new, tanh_c, h = lstm_gates(ar, opt, products(ar), c, p)
+            h = only(h, blank)
+            return {"c": only(new, c), "gates": only(gates, blanks) if keep else None,
                     "tanh_c": only(tanh_c, blank) if keep else None, "out": h,
                     "y": None if y is None else h}  # fmt: skip
 
@@ -932,10 +928,9 @@ def _(source):
         def expected(ar, h=h, y=y, gate=gate, keep=keep, bias_n=bias_n, products=products,
                      only=only, blank=blank, blanks=blanks):  # fmt: skip
             a_r, a_z, u, ax_n = products(ar, bias_n)
-            r, z = ar.activation(gate, a_r), ar.activation(gate, a_z)
-            n = ar.tanh(ar.fma(r, u, ax_n))
-            new = only(ar.fma(z, ar.array(h) - n, n), blank)
-            return {"gates": only(np.concatenate([r, z, n], axis=1), blanks) if keep else None,
+            gates, new = gru_gates(ar, gate, a_r, a_z, u, ax_n, h)
+            new = only(new, blank)
+            return {"gates": only(gates, blanks) if keep else None,
                     "u": only(u, blank) if keep else None, "out": new,
                     "y": None if y is None else new}  # fmt: skip
 
