@@ -7,10 +7,14 @@ Libraries that are not installed are left out with a note. Every row is kept, wo
 
 import argparse
 import ctypes
+import functools
 import json
 import math
 import os
 import platform
+import subprocess
+import tempfile
+import time
 from pathlib import Path
 
 SQUARE = [(128, 1, 64, 64), (128, 1, 128, 128), (128, 1, 256, 256), (128, 1, 512, 512),
@@ -42,27 +46,39 @@ def works(threads):
                 yield use, Work(cell, mode, T, B, I, H, threads=threads, **more)
 
 
+def peak_call():
+    """(call without arguments, floating-point operations in it): bench/peak.c, well below a
+    millisecond of nothing but fused multiply-adds on one core."""
+    source, rounds = Path(__file__).with_name("peak.c"), 50000
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "peak.so"
+        subprocess.run(["cc", "-O2", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC",
+                        source, "-o", library], check=True)  # fmt: skip
+        function = ctypes.CDLL(library).rf_peak
+    function.restype = ctypes.c_double
+    function.argtypes = [ctypes.c_long, ctypes.c_float, ctypes.c_float,
+                         ctypes.POINTER(ctypes.c_float)]  # fmt: skip
+    call = functools.partial(function, rounds, 0.5, 0.5, ctypes.byref(ctypes.c_float()))
+    return call, call()
+
+
 def peak():
-    """GFLOP/s of one core's fused multiply-adds: our own product where all of it is in the nearest
-    caches and long enough, the best of many."""
-    import time
-
-    import numpy as np
-
-    from rnnfast import _kernels
-
-    gemm = ctypes.CFUNCTYPE(None, *[ctypes.c_ssize_t] * 3, ctypes.c_void_p,
-                            *[ctypes.c_ssize_t] * 2, ctypes.c_void_p, *[ctypes.c_ssize_t] * 2,
-                            ctypes.c_int, ctypes.c_void_p, ctypes.c_ssize_t)(
-        _kernels.address(_kernels.get_isa(), "float32", "gemm"))  # fmt: skip
-    m, n, k = 6, 64, 96
-    a, b, c = (np.ones(s, np.float32) for s in ((m, k), (k, n), (m, n)))
-    best = math.inf
-    for _ in range(20000):
+    """GFLOP/s of one core's fused multiply-adds, the best of many calls."""
+    call, flops = peak_call()
+    times = []
+    for _ in range(1000):
         begin = time.perf_counter()
-        gemm(m, n, k, a.ctypes.data, k, 1, b.ctypes.data, n, 64, 0, c.ctypes.data, n)
-        best = min(best, time.perf_counter() - begin)
-    return 2 * m * n * k / best / 1e9
+        call()
+        times.append(time.perf_counter() - begin)
+    return flops / min(times) / 1e9
+
+
+def cpu():
+    """Its name, where the system tells."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 def geometric(values):
@@ -153,9 +169,7 @@ def main():
     for name in sorted(set(_peers.PEERS) - set(names) - {"numpy"}):
         print(f"left out: {name} is not installed")
     out = Path(args.out or Path(__file__).parent / "results" / f"grid-{args.threads}.json")
-    cpu = next((line.partition(":")[2].strip() for line in open("/proc/cpuinfo")
-                if line.startswith("model name")), platform.machine())  # fmt: skip
-    result = {"cpu": cpu, "threads": args.threads, "peak": peak(), "rows": []}
+    result = {"cpu": cpu(), "threads": args.threads, "peak": peak(), "rows": []}
     for use, work in works(args.threads):
         if args.only not in str(work):
             continue
