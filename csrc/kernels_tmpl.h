@@ -27,6 +27,15 @@ enum { FN(accs) = RF_LANES / VL };
 #endif
 #endif
 
+/* Elements of a cache line, and prefetches into the first and the second cache: for tiles of more than
+ * a few rows, which have instructions to spare. */
+#define RF_LINE ((ptrdiff_t)(64 / sizeof(REAL)))
+#define RF_FEW_ROWS (VL == 1 ? 6 : RF_REGISTERS == 32 ? 3 : 2)
+#ifndef RF_FETCH_NEAR
+#define RF_FETCH_NEAR(p) __builtin_prefetch((p), 0, 3)
+#define RF_FETCH_FAR(p) __builtin_prefetch((p), 0, 2)
+#endif
+
 /* EACH runs its body for j = 0, VL, 2 VL, ... with LD/ST of whole vectors, then once more for a
  * tail of w < VL elements. `full` is a compile-time constant in both copies. */
 #ifndef EACH
@@ -215,55 +224,54 @@ static void KN(rnn_backward)(ptrdiff_t B, ptrdiff_t H, rf_act act, const REAL *h
 
 /* ---- LSTM ----------------------------------------------------------------------------------- */
 
-/* Gates of a block of units. a: pre-activations, rows lda and gates ldg apart; gates: where i f g o
- * go, rows G*ldh and gates ldh apart, or NULL; peephole gates, c, tanh_c, h: rows ldh apart. */
-RF_INLINE void FN(lstm_forward_rows)(ptrdiff_t B, ptrdiff_t H, const rf_lstm opt, const REAL *a,
-                                     ptrdiff_t lda, ptrdiff_t ldg, const REAL *peep, REAL *c,
-                                     REAL *gates, REAL *tanh_c, REAL *h, ptrdiff_t ldh, REAL *y,
-                                     ptrdiff_t ldy) {
+/* F3, F4 of a block of units. a: pre-activations, rows lda and gates ldg apart; gates: where i f g o
+ * go, rows ldr and gates ldo apart, may be a; peephole gates and rows of c lie ldh apart. */
+RF_INLINE void FN(lstm_gates_rows)(ptrdiff_t B, ptrdiff_t H, const rf_lstm opt, const REAL *a,
+                                   ptrdiff_t lda, ptrdiff_t ldg, const REAL *peep, REAL *c,
+                                   ptrdiff_t ldh, REAL *gates, ptrdiff_t ldr, ptrdiff_t ldo) {
     const ptrdiff_t G = opt.coupled ? 3 : 4;
     const v_t limit = v_set1((REAL)opt.clip);
-    for (ptrdiff_t b = 0; b < B; b++) {
-        const REAL *ai = a, *af = a + ldg, *ag = a + (G - 2) * ldg, *ao = a + (G - 1) * ldg;
-        REAL *gi = gates, *gf = gates + ldh, *gg = gates + (G - 2) * ldh,
-             *go = gates + (G - 1) * ldh;
+    for (ptrdiff_t b = 0; b < B; b++, a += lda, gates += ldr, c += ldh)
         EACH(H, {
             const v_t cp = LD(c);
-            v_t zi = LD(ai);
+            v_t zi = LD(a);
             if (peep) zi = v_fma(LD(peep), cp, zi);
             const v_t i = FN(act)(opt.gate, zi); /* F3 */
             v_t f;
             if (opt.coupled) {
                 f = v_sub(v_set1(1), i);
             } else {
-                v_t zf = LD(af);
+                v_t zf = LD(a + ldg);
                 if (peep) zf = v_fma(LD(peep + ldh), cp, zf);
                 f = FN(act)(opt.gate, zf);
             }
-            const v_t g = FN(tanh)(LD(ag));
+            const v_t g = FN(tanh)(LD(a + (G - 2) * ldg));
             v_t cn = v_fma(f, cp, v_mul(i, g)); /* F4 */
             if (opt.clip > 0) cn = FN(clamp)(limit, cn);
-            v_t zo = LD(ao);
+            v_t zo = LD(a + (G - 1) * ldg);
             if (peep) zo = v_fma(LD(peep + 2 * ldh), cn, zo);
             const v_t o = FN(act)(opt.gate, zo);
             ST(c, cn);
-            if (gates) { /* what BPTT or a deferred F5 needs */
-                ST(gi, i);
-                if (!opt.coupled) ST(gf, f);
-                ST(gg, g);
-                ST(go, o);
-            }
-            if (h) {
-                const v_t tc = FN(tanh)(cn); /* F5 */
-                const v_t hn = v_mul(o, tc);
-                if (tanh_c) ST(tanh_c, tc);
-                ST(h, hn);
-                if (y) ST(y, hn);
-            }
+            ST(gates, i);
+            if (!opt.coupled) ST(gates + ldo, f);
+            ST(gates + (G - 2) * ldo, g);
+            ST(gates + (G - 1) * ldo, o);
         });
-        a += lda, c += ldh;
-        if (gates) gates += G * ldh;
-        if (h) h += ldh;
+}
+
+/* F5 from o, whose rows lie ldr apart. A loop of its own: behind the gates of the same row it would
+ * wait for c, and the CPU looks no further ahead than the next row. */
+RF_INLINE void FN(lstm_output_rows)(ptrdiff_t B, ptrdiff_t H, const REAL *o, ptrdiff_t ldr,
+                                    const REAL *c, REAL *tanh_c, REAL *h, ptrdiff_t ldh, REAL *y,
+                                    ptrdiff_t ldy) {
+    for (ptrdiff_t b = 0; b < B; b++, o += ldr, c += ldh, h += ldh) {
+        EACH(H, {
+            const v_t tc = FN(tanh)(LD(c));
+            const v_t hn = v_mul(LD(o), tc);
+            if (tanh_c) ST(tanh_c, tc);
+            ST(h, hn);
+            if (y) ST(y, hn);
+        });
         if (tanh_c) tanh_c += ldh;
         if (y) y += ldy;
     }
@@ -273,43 +281,38 @@ RF_INLINE int FN(lstm_is_plain)(const rf_lstm *opt, const REAL *peep) {
     return opt->gate.kind == RF_SIGMOID && !opt->coupled && !(opt->clip > 0) && !peep;
 }
 
-/* The plain LSTM is compiled with its options as constants, the variants share one body. */
+/* The plain LSTM is compiled with its options as constants, the variants share one body. h NULL: F5 is
+ * left to lstm_output. */
 static void FN(lstm_units)(ptrdiff_t B, ptrdiff_t H, const rf_lstm *opt, const REAL *a,
                            ptrdiff_t lda, ptrdiff_t ldg, const REAL *peephole, REAL *c,
-                           REAL *gates, REAL *tanh_c, REAL *h, ptrdiff_t ldh, REAL *y,
-                           ptrdiff_t ldy) {
+                           REAL *gates, ptrdiff_t ldr, ptrdiff_t ldo, REAL *tanh_c, REAL *h,
+                           ptrdiff_t ldh, REAL *y, ptrdiff_t ldy) {
     const rf_lstm plain = {{RF_SIGMOID, 0, 0}, 0, 0};
-    if (FN(lstm_is_plain)(opt, peephole) && h && !gates)
-        FN(lstm_forward_rows)(B, H, plain, a, lda, ldg, NULL, c, NULL, NULL, h, ldh, y, ldy);
-    else if (FN(lstm_is_plain)(opt, peephole) && h)
-        FN(lstm_forward_rows)(B, H, plain, a, lda, ldg, NULL, c, gates, tanh_c, h, ldh, y, ldy);
+    if (FN(lstm_is_plain)(opt, peephole))
+        FN(lstm_gates_rows)(B, H, plain, a, lda, ldg, NULL, c, ldh, gates, ldr, ldo);
     else
-        FN(lstm_forward_rows)(B, H, *opt, a, lda, ldg, peephole, c, gates, tanh_c, h, ldh, y, ldy);
+        FN(lstm_gates_rows)(B, H, *opt, a, lda, ldg, peephole, c, ldh, gates, ldr, ldo);
+    if (h)
+        FN(lstm_output_rows)(B, H, gates + (opt->coupled ? 2 : 3) * ldo, ldr, c, tanh_c, h, ldh, y,
+                             ldy);
 }
 
 static void KN(lstm_forward)(ptrdiff_t B, ptrdiff_t H, const rf_lstm *opt, REAL *a,
                              const REAL *peephole, REAL *c, REAL *tanh_c, REAL *h, REAL *y,
                              ptrdiff_t ldy) {
     const ptrdiff_t width = (opt->coupled ? 3 : 4) * H;
-    FN(lstm_units)(B, H, opt, a, width, H, peephole, c, tanh_c || !h ? a : NULL, tanh_c, h, H, y,
-                   ldy);
+    for (ptrdiff_t b = 0; b < B; b++, a += width, c += H) {
+        FN(lstm_units)(1, H, opt, a, width, H, peephole, c, a, width, H, tanh_c, h, H, y, ldy);
+        if (tanh_c) tanh_c += H;
+        if (h) h += H;
+        if (y) y += ldy;
+    }
 }
 
 static void KN(lstm_output)(ptrdiff_t B, ptrdiff_t H, const rf_lstm *opt, const REAL *gates,
                             const REAL *c, REAL *tanh_c, REAL *h, REAL *y, ptrdiff_t ldy) {
     const ptrdiff_t G = opt->coupled ? 3 : 4;
-    for (ptrdiff_t b = 0; b < B; b++) {
-        const REAL *o = gates + (b * G + G - 1) * H;
-        EACH(H, {
-            const v_t tc = FN(tanh)(LD(c)); /* F5 */
-            const v_t hn = v_mul(LD(o), tc);
-            ST(tanh_c, tc);
-            ST(h, hn);
-            if (y) ST(y, hn);
-        });
-        c += H, tanh_c += H, h += H;
-        if (y) y += ldy;
-    }
+    FN(lstm_output_rows)(B, H, gates + (G - 1) * H, G * H, c, tanh_c, h, H, y, ldy);
 }
 
 RF_INLINE void FN(lstm_backward_rows)(ptrdiff_t B, ptrdiff_t H, const rf_lstm opt,
@@ -400,48 +403,56 @@ static void KN(lstm_output_backward)(ptrdiff_t B, ptrdiff_t H, const rf_lstm *op
 /* F5 of both variants: h = n + z (h - n) */
 RF_INLINE v_t FN(gru_mix)(v_t z, v_t h, v_t n) { return v_fma(z, v_sub(h, n), n); }
 
-/* Gates of a block of units. a: a_r a_z u_n, rows lda and gates ldg apart; an: W_n x + b_in, rows
- * ldn apart; gates: where r z n go, rows 3*ldh and gates ldh apart, or NULL; u, h, out: rows ldh
+/* F3, F4 of a block of units. a: a_r a_z u_n, rows lda and gates ldg apart; an: W_n x + b_in, rows lda
+ * apart too; gates: where r z n go, rows ldr and gates ldo apart, may be a; u, h, out: rows ldh
  * apart; out may be h. */
 RF_INLINE void FN(gru_forward_rows)(ptrdiff_t B, ptrdiff_t H, const rf_act gate, const REAL *a,
-                                    ptrdiff_t lda, ptrdiff_t ldg, const REAL *an, ptrdiff_t ldn,
-                                    REAL *gates, REAL *u, const REAL *h, REAL *out, ptrdiff_t ldh,
-                                    REAL *y, ptrdiff_t ldy) {
-    for (ptrdiff_t b = 0; b < B; b++) {
-        const REAL *ar = a, *az = a + ldg, *au = a + 2 * ldg;
-        REAL *gr = gates, *gz = gates + ldh, *gn = gates + 2 * ldh;
+                                    ptrdiff_t lda, ptrdiff_t ldg, const REAL *an, REAL *gates,
+                                    ptrdiff_t ldr, ptrdiff_t ldo, REAL *u, const REAL *h, REAL *out,
+                                    ptrdiff_t ldh, REAL *y, ptrdiff_t ldy) {
+    REAL *p = gates;
+    for (ptrdiff_t b = 0; b < B; b++, a += lda, an += lda, p += ldr) {
         EACH(H, {
-            const v_t un = LD(au);
-            const v_t r = FN(act)(gate, LD(ar)); /* F3 */
-            const v_t z = FN(act)(gate, LD(az));
-            const v_t n = FN(tanh)(v_fma(r, un, LD(an))); /* F4 */
-            const v_t hn = FN(gru_mix)(z, LD(h), n);      /* F5 */
-            if (gates) {
-                ST(u, un);
-                ST(gr, r);
-                ST(gz, z);
-                ST(gn, n);
-            }
+            const v_t un = LD(a + 2 * ldg);
+            const v_t r = FN(act)(gate, LD(a)); /* F3 */
+            const v_t z = FN(act)(gate, LD(a + ldg));
+            if (u) ST(u, un);
+            ST(p, r);
+            ST(p + ldo, z);
+            ST(p + 2 * ldo, v_fma(r, un, LD(an)));
+        });
+        if (u) u += ldh;
+    }
+    /* As in the LSTM: what waits for r is a loop of its own. */
+    for (ptrdiff_t b = 0; b < B; b++, gates += ldr, h += ldh, out += ldh) {
+        EACH(H, {
+            const v_t n = FN(tanh)(LD(gates + 2 * ldo));             /* F4 */
+            const v_t hn = FN(gru_mix)(LD(gates + ldo), LD(h), n); /* F5 */
+            ST(gates + 2 * ldo, n);
             ST(out, hn);
             if (y) ST(y, hn);
         });
-        a += lda, an += ldn, h += ldh, out += ldh;
-        if (gates) gates += 3 * ldh, u += ldh;
         if (y) y += ldy;
     }
 }
 static void FN(gru_units)(ptrdiff_t B, ptrdiff_t H, rf_act gate, const REAL *a, ptrdiff_t lda,
-                          ptrdiff_t ldg, const REAL *an, ptrdiff_t ldn, REAL *gates, REAL *u,
-                          const REAL *h, REAL *out, ptrdiff_t ldh, REAL *y, ptrdiff_t ldy) {
+                          ptrdiff_t ldg, const REAL *an, REAL *gates, ptrdiff_t ldr, ptrdiff_t ldo,
+                          REAL *u, const REAL *h, REAL *out, ptrdiff_t ldh, REAL *y,
+                          ptrdiff_t ldy) {
     const rf_act sigmoid = {RF_SIGMOID, 0, 0};
-    if (gate.kind == RF_SIGMOID)
-        FN(gru_forward_rows)(B, H, sigmoid, a, lda, ldg, an, ldn, gates, u, h, out, ldh, y, ldy);
-    else
-        FN(gru_forward_rows)(B, H, gate, a, lda, ldg, an, ldn, gates, u, h, out, ldh, y, ldy);
+#define RF_GRU(gate) \
+    FN(gru_forward_rows)(B, H, gate, a, lda, ldg, an, gates, ldr, ldo, u, h, out, ldh, y, ldy)
+    if (gate.kind == RF_SIGMOID) RF_GRU(sigmoid);
+    else RF_GRU(gate);
+#undef RF_GRU
 }
 static void KN(gru_forward)(ptrdiff_t B, ptrdiff_t H, rf_act gate, REAL *a, const REAL *ax, REAL *u,
                             REAL *h, REAL *y, ptrdiff_t ldy) {
-    FN(gru_units)(B, H, gate, a, 3 * H, H, ax + 2 * H, 3 * H, u ? a : NULL, u, h, h, H, y, ldy);
+    for (ptrdiff_t b = 0; b < B; b++, a += 3 * H, ax += 3 * H, h += H) {
+        FN(gru_units)(1, H, gate, a, 3 * H, H, ax + 2 * H, a, 3 * H, H, u, h, h, H, y, ldy);
+        if (u) u += H;
+        if (y) y += ldy;
+    }
 }
 
 static void KN(gru_backward)(ptrdiff_t B, ptrdiff_t H, rf_act gate, const REAL *gates, const REAL *u,

@@ -16,30 +16,42 @@ enum { FN(chain_rows) = 6, FN(chain_size) = 24 * VL };
 enum { FN(chain_rows) = 3, FN(chain_size) = 16 * VL };
 #endif
 
-/* One operand: acc[g] += a[.,p] m[p,g] for p ascending; the third gate goes to acc[last]. */
+/* One operand: acc[g] += a[.,p] m[p,g] for p ascending; the third gate goes to acc[last]. Tiles of many
+ * rows leave time for fetching: what comes 8 k later into the first cache, and a line of the next
+ * tile into the second, of which each block of rows fetches another part. */
 #define RF_CHAIN(k, a, packed, last)                                                          \
     do {                                                                                      \
         const REAL *ap = (a) + b * (k), *mp[NV];                                              \
         const ptrdiff_t wide = G == 1 ? RF_PANEL : RF_TILE;                                    \
         RF_UNROLL for (int v = 0; v < NV; v++)                                                \
             mp[v] = (packed) + (j + v * VL) / wide * wide * (k) * G + (j + v * VL) % wide;    \
+        const REAL *next = (packed) + follow / wide * wide * (k) * G                          \
+                           + block % (G * wide / RF_LINE) * (k) * RF_LINE;                    \
         for (ptrdiff_t p = 0; p < (k); p++, ap++) {                                           \
+            if (R > RF_FEW_ROWS) RF_FETCH_FAR(next + p * RF_LINE);                            \
             RF_UNROLL for (int v = 0; v < NV; v++) {                                          \
-                RF_UNROLL for (int g = 0; g < G; g++) {                                       \
-                    const v_t m = v_load(mp[v] + g * wide);                                   \
-                    const int to = g == 2 ? (last) : g;                                       \
-                    RF_UNROLL for (int r = 0; r < R; r++)                                     \
-                        acc[to][r][v] = v_fma(v_set1(ap[r * (k)]), m, acc[to][r][v]);         \
+                v_t m[4];                                                                     \
+                RF_UNROLL for (int g = 0; g < G; g++) m[g] = v_load(mp[v] + g * wide);        \
+                if (R > RF_FEW_ROWS && RF_REGISTERS == 32)                                    \
+                    RF_UNROLL for (int g = 0; g < G; g++)                                     \
+                        RF_FETCH_NEAR(mp[v] + (8 * G + g) * wide);                            \
+                RF_UNROLL for (int r = 0; r < R; r++) {                                       \
+                    const v_t from = v_set1(ap[r * (k)]);                                     \
+                    RF_UNROLL for (int g = 0; g < G; g++) {                                   \
+                        const int to = g == 2 ? (last) : g;                                   \
+                        acc[to][r][v] = v_fma(from, m[g], acc[to][r][v]);                     \
+                    }                                                                         \
                 }                                                                             \
                 mp[v] += G * wide;                                                            \
             }                                                                                 \
         }                                                                                     \
     } while (0)
 
-/* z: R rows of G + split gates of NV * VL units. split: the x part of the third gate is kept apart, as the
- * fourth (GRU with the reset after the product). */
+/* z: R rows of G + split gates of NV * VL units; follow: the first unit of the next tile. split: the x
+ * part of the third gate is kept apart, as the fourth (GRU with the reset after the product). */
 RF_INLINE void FN(chain_tile)(const int R, const int G, const int NV, const int split, ptrdiff_t w,
-                              const FN(chain) *s, ptrdiff_t b, ptrdiff_t j, REAL *z) {
+                              const FN(chain) *s, ptrdiff_t follow, ptrdiff_t block, ptrdiff_t b,
+                              ptrdiff_t j, REAL *z) {
     v_t acc[4][6][8];
     const int A = G + split;
 RF_UNROLL
@@ -85,8 +97,9 @@ RF_UNROLL
 #endif
 
 #define RF_CHAIN_FUNCTION(name, G, split, NV1, NV2, NV3, NV4)                                  \
-    static void FN(name)(ptrdiff_t rows, int wide, ptrdiff_t w, const FN(chain) *s, ptrdiff_t b, \
-                         ptrdiff_t j, REAL *z) {                                               \
+    static void FN(name)(ptrdiff_t rows, int wide, ptrdiff_t w, const FN(chain) *s,            \
+                         ptrdiff_t follow, ptrdiff_t block, ptrdiff_t b, ptrdiff_t j,         \
+                         REAL *z) {                                                            \
         switch (rows) {                                                                        \
             RF_ROWS(1, G, NV1, split)                                                          \
             RF_ROWS(2, G, NV2, split)                                                          \
@@ -99,9 +112,9 @@ RF_UNROLL
     }
 #define RF_ROWS(R, G, NV, split)                                                               \
     case R:                                                                                    \
-        if (wide && NV > 1) FN(chain_tile)(R, G, NV, split, VL, s, b, j, z);                   \
-        else if (w == VL) FN(chain_tile)(R, G, 1, split, VL, s, b, j, z);                      \
-        else FN(chain_tile)(R, G, 1, split, w, s, b, j, z);                                    \
+        if (wide && NV > 1) FN(chain_tile)(R, G, NV, split, VL, s, follow, block, b, j, z);     \
+        else if (w == VL) FN(chain_tile)(R, G, 1, split, VL, s, follow, block, b, j, z);       \
+        else FN(chain_tile)(R, G, 1, split, w, s, follow, block, b, j, z);                     \
         break;
 #if RF_REGISTERS == 32 && VL > 1
 #define RF_MORE_ROWS(G, NV, split) \
@@ -123,38 +136,46 @@ RF_CHAINS(chain4, 4, 0, RF_NV4)
 #undef RF_NV4
 
 /* Runs its body for every tile: `rows` rows from b and `units` units from j, their pre-activations
- * in z, gates ldg apart. Row blocks are inside: a tile's weights stay near while they pass. */
+ * in z, gates ldg apart. Row blocks are inside: a tile's weights stay near while they pass. `back`:
+ * from the last tile to the first, so that a step begins with the weights that the step before it,
+ * which went forth, has left in the caches. */
 #ifndef RF_EACH_TILE
-#define RF_EACH_TILE(name, s, from, to, ...)                                                   \
+#define RF_EACH_TILE(name, s, from, to, back, ...)                                             \
     do {                                                                                       \
-        _Alignas(64) REAL z[FN(chain_size)];                                                               \
+        _Alignas(64) REAL z[FN(chain_size)];                                                   \
         const ptrdiff_t n = (s)->n, blocks = (n + FN(chain_rows) - 1) / FN(chain_rows);         \
         const ptrdiff_t least = blocks ? n / blocks : 0, larger = blocks ? n % blocks : 0;      \
-        const int nv = FN(name##_nv)(blocks == 1 ? n : FN(chain_rows) + 1);                    \
-        for (ptrdiff_t j = (from), units; j < (to); j += units) {                               \
-            const int wide = nv > 1 && (to) - j >= nv * VL;                                     \
-            const ptrdiff_t ldg = wide ? nv * VL : VL;                                         \
-            units = (to) - j < ldg ? (to) - j : ldg;                                           \
+        const ptrdiff_t ldw = FN(name##_nv)(blocks == 1 ? n : FN(chain_rows) + 1) * VL;         \
+        const ptrdiff_t wides = ldw > VL ? ((to) - (from)) / ldw : 0;                           \
+        const ptrdiff_t tiles = wides + ((to) - (from) - wides * ldw + VL - 1) / VL;            \
+        for (ptrdiff_t i = 0; i < tiles; i++) {                                                \
+            const ptrdiff_t tile = (back) ? tiles - 1 - i : i;                                  \
+            const int wide = tile < wides;                                                     \
+            const ptrdiff_t ldg = wide ? ldw : VL;                                             \
+            const ptrdiff_t j = (from) + (wide ? tile * ldw : wides * ldw + (tile - wides) * VL); \
+            const ptrdiff_t units = (to) - j < ldg ? (to) - j : ldg;                            \
+            /* the tile after this one; none: itself, as a prefetch of an unmapped page is slow */ \
+            const ptrdiff_t follow = i + 1 == tiles ? j : (back) ? j - VL : j + ldg;            \
             for (ptrdiff_t block = 0, b = 0, rows; block < blocks; block++, b += rows) {        \
                 rows = FN(block_rows)(least, larger, block);                                   \
-                FN(name)(rows, wide, units < VL ? units : VL, (s), b, j, z);                   \
+                FN(name)(rows, wide, units < VL ? units : VL, (s), follow, block, b, j, z);    \
                 __VA_ARGS__                                                                    \
             }                                                                                  \
         }                                                                                      \
     } while (0)
 #endif
 
-static void KN(rnn_step)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first, ptrdiff_t last, rf_act act,
-                         ptrdiff_t inputs, const REAL *x, const REAL *wx, const REAL *start,
+static void KN(rnn_step)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first, ptrdiff_t last, int back,
+                         rf_act act, ptrdiff_t inputs, const REAL *x, const REAL *wx, const REAL *start,
                          ptrdiff_t lds, const REAL *h, const REAL *wh, REAL *out, REAL *y,
                          ptrdiff_t ldy) {
     const FN(chain) s = {n, H, inputs, H, lds, x, wx, start, h, wh, NULL};
-    RF_EACH_TILE(chain1, &s, first, last, {
+    RF_EACH_TILE(chain1, &s, first, last, back, {
         FN(rnn_units)(rows, units, act, z, ldg, out + b * H + j, H, y ? y + b * ldy + j : NULL, ldy);
     });
 }
 
-static void KN(lstm_step)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first, ptrdiff_t last,
+static void KN(lstm_step)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first, ptrdiff_t last, int back,
                           const rf_lstm *opt, ptrdiff_t inputs, const REAL *x, const REAL *wx,
                           const REAL *start, ptrdiff_t lds, ptrdiff_t P, const REAL *h,
                           const REAL *wh, const REAL *peephole, REAL *c, REAL *gates,
@@ -163,22 +184,22 @@ static void KN(lstm_step)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first, ptrdiff_t l
 #define RF_LSTM_UNITS(G)                                                                       \
     const ptrdiff_t at = b * H + j;                                                            \
     FN(lstm_units)(rows, units, opt, z, G * ldg, ldg, peephole ? peephole + j : NULL, c + at,  \
-                   gates ? gates + b * G * H + j : NULL, tanh_c ? tanh_c + at : NULL, out + at, \
-                   H, y ? y + b * ldy + j : NULL, ldy);
-    if (opt->coupled) RF_EACH_TILE(chain3, &s, first, last, { RF_LSTM_UNITS(3) });
-    else RF_EACH_TILE(chain4, &s, first, last, { RF_LSTM_UNITS(4) });
+                   gates ? gates + b * G * H + j : z, gates ? G * H : G * ldg, gates ? H : ldg, \
+                   tanh_c ? tanh_c + at : NULL, out + at, H, y ? y + b * ldy + j : NULL, ldy);
+    if (opt->coupled) RF_EACH_TILE(chain3, &s, first, last, back, { RF_LSTM_UNITS(3) });
+    else RF_EACH_TILE(chain4, &s, first, last, back, { RF_LSTM_UNITS(4) });
 #undef RF_LSTM_UNITS
 }
 
-static void KN(gru_step)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first, ptrdiff_t last, rf_act gate,
-                         ptrdiff_t inputs, const REAL *x, const REAL *wx, const REAL *start,
+static void KN(gru_step)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first, ptrdiff_t last, int back,
+                         rf_act gate, ptrdiff_t inputs, const REAL *x, const REAL *wx, const REAL *start,
                          ptrdiff_t lds, const REAL *bias_n, const REAL *hm, const REAL *wh,
                          const REAL *h, REAL *gates, REAL *u, REAL *out, REAL *y, ptrdiff_t ldy) {
     const FN(chain) s = {n, H, inputs, H, lds, x, wx, start, hm, wh, bias_n};
-    RF_EACH_TILE(chain3_split, &s, first, last, {
+    RF_EACH_TILE(chain3_split, &s, first, last, back, {
         const ptrdiff_t at = b * H + j;
-        FN(gru_units)(rows, units, gate, z, 4 * ldg, ldg, z + 3 * ldg, 4 * ldg,
-                      gates ? gates + b * 3 * H + j : NULL, u ? u + at : NULL, h + at, out + at, H,
-                      y ? y + b * ldy + j : NULL, ldy);
+        FN(gru_units)(rows, units, gate, z, 4 * ldg, ldg, z + 3 * ldg,
+                      gates ? gates + b * 3 * H + j : z, gates ? 3 * H : 4 * ldg, gates ? H : ldg,
+                      u ? u + at : NULL, h + at, out + at, H, y ? y + b * ldy + j : NULL, ldy);
     });
 }

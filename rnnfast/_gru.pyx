@@ -112,7 +112,7 @@ cdef void forward_after(const Gru *s, const real_t *w_hh) noexcept nogil:
         _seq.zero_reset_rows(&s.q, t, H, h)
         hm = masked(s, n, row, h)
         if whole:
-            K.gru_step(n, H, 0, H, s.gate, s.inputs,
+            K.gru_step(n, H, 0, H, i & 1, s.gate, s.inputs,
                        <real_t *>s.x + row * s.inputs if s.x != NULL else NULL,
                        <real_t *>s.packed_ih, ax if s.lds else <real_t *>s.start, s.lds, bias_n, hm,
                        <real_t *>s.packed_hh, h, a if s.keep else NULL,

@@ -109,7 +109,7 @@ cdef void forward(const Lstm *s, const real_t *w_hh) noexcept nogil:
         out = <real_t *>s.m + kept * H if projected else <real_t *>s.next if whole else h
         tanh_c = at(s.tanh_c, kept * H, w_hh)
         if whole:
-            K.lstm_step(n, H, 0, H, &s.opt, s.inputs, at(s.x, row * s.inputs, w_hh),
+            K.lstm_step(n, H, 0, H, i & 1, &s.opt, s.inputs, at(s.x, row * s.inputs, w_hh),
                         <real_t *>s.packed_ih, a if s.lds else <real_t *>s.start, s.lds, P, hm,
                         <real_t *>s.packed_hh, <real_t *>s.peephole, c,
                         a if s.keep else NULL, tanh_c, out,

@@ -77,7 +77,7 @@ cdef void forward(const Rnn *s, const real_t *w_hh) noexcept nogil:
             memcpy(<real_t *>s.h_prev + row * H, hm, n * H * sizeof(real_t))
         if s.packed_hh != NULL:
             x = <real_t *>s.x + row * s.inputs if a == NULL else NULL
-            K.rnn_step(n, H, 0, H, s.act, s.inputs, x, <real_t *>s.packed_ih,
+            K.rnn_step(n, H, 0, H, i & 1, s.act, s.inputs, x, <real_t *>s.packed_ih,
                        a if a != NULL else <real_t *>s.start, H if a != NULL else 0, hm,
                        <real_t *>s.packed_hh, new, y, s.ldy)  # F1 .. F3
             memcpy(h, new, n * H * sizeof(real_t))

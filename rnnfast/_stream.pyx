@@ -47,6 +47,7 @@ cdef struct Cell:
     void *h         # [B, H]
     void *c         # [B, H]
     void *next      # [B, H] scratch
+    bint back       # a step goes through the weights as the one before it did not
 
 
 cdef void step(Cell *s, Py_ssize_t B, const real_t *x, const real_t *start, Py_ssize_t lds,
@@ -57,16 +58,17 @@ cdef void step(Cell *s, Py_ssize_t B, const real_t *x, const real_t *start, Py_s
     cdef real_t *new = <real_t *>s.next
     cdef const real_t *w_ih = <real_t *>s.w_ih if x != NULL else NULL
     if s.kind == LSTM:
-        K.lstm_step(B, H, 0, H, &s.opt, s.inputs, x, w_ih, start, lds, H, h, <real_t *>s.w_hh,
+        K.lstm_step(B, H, 0, H, s.back, &s.opt, s.inputs, x, w_ih, start, lds, H, h, <real_t *>s.w_hh,
                     <real_t *>s.peephole, <real_t *>s.c, <real_t *>NULL, <real_t *>NULL, new, y,
                     ldy)
     elif s.kind == GRU:
-        K.gru_step(B, H, 0, H, s.act, s.inputs, x, w_ih, start, lds, <real_t *>s.bias_n, h,
+        K.gru_step(B, H, 0, H, s.back, s.act, s.inputs, x, w_ih, start, lds, <real_t *>s.bias_n, h,
                    <real_t *>s.w_hh, h, <real_t *>NULL, <real_t *>NULL, new, y, ldy)
     else:
-        K.rnn_step(B, H, 0, H, s.act, s.inputs, x, w_ih, start, lds, h, <real_t *>s.w_hh, new, y,
+        K.rnn_step(B, H, 0, H, s.back, s.act, s.inputs, x, w_ih, start, lds, h, <real_t *>s.w_hh, new, y,
                    ldy)
     s.h, s.next = new, h
+    s.back = not s.back
 
 
 cdef void run_cell(Cell *s, Py_ssize_t T, Py_ssize_t B, const real_t *x, bint summed, real_t *a,

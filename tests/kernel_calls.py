@@ -460,7 +460,7 @@ def lstm_forward(source):
         def expected(ar, a=a, c=c, p=peephole, y=y, G=G, opt=opt, mode=mode):
             parts = np.split(ar.array(a), G, axis=1)
             gates, c, tanh_c, h = lstm_gates(ar, opt, parts, c, p)
-            return {"a": a if mode == "infer" else gates, "c": c, "y": None if y is None else h,
+            return {"a": gates, "c": c, "y": None if y is None else h,
                     "tanh_c": tanh_c if mode == "keep" else None,
                     "h": None if mode == "deferred" else h}  # fmt: skip
 
@@ -558,7 +558,7 @@ def gru_forward(source):
         def expected(ar, a=a, ax=ax, h=h, y=y, H=H, opt=opt):
             a_r, a_z, u = np.split(ar.array(a), 3, axis=1)
             gates, new = gru_gates(ar, opt["gate"], a_r, a_z, u, ar.array(ax[:, 2 * H :]), h)
-            return {"a": gates if opt["u"] else a, "u": u if opt["u"] else None, "h": new,
+            return {"a": gates, "u": u if opt["u"] else None, "h": new,
                     "y": None if y is None else new}  # fmt: skip
 
         yield {"B": B, "H": H, "gate": opt["gate"], "a": a, "ax": ax,
@@ -836,7 +836,7 @@ def step_inputs(source, shape, gates, P):
     kind = source.pick("none", "bias", "rows")
     start = {"none": None, "bias": source(gates * H), "rows": source(n, gates * H)}[kind]
     first, last = (0, H) if H <= TILE or source.rng.integers(2) else (TILE, H)
-    args = {"n": n, "H": H, "first": first, "last": last, "inputs": inputs, "x": x,
+    args = {"n": n, "H": H, "first": first, "last": last, "back": source.pick(*BOTH), "inputs": inputs, "x": x,
             "wx": packed(w_ih, gates) if inputs else None, "start": start,
             "lds": gates * H if kind == "rows" else 0, "h": h,
             "wh": packed(w_hh, gates)}  # fmt: skip
