@@ -7,11 +7,12 @@ docs/sklearn.md.
 
 import importlib
 import math
+from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import NamedTuple
 
 import numpy as np
-from joblib import Parallel, delayed
+from joblib import Parallel, delayed, effective_n_jobs
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, _fit_context
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.model_selection import train_test_split
@@ -21,7 +22,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
-from rnnfast import _checkpoint, clip_grad_norm, losses, models, optim
+from rnnfast import _checkpoint, _kernels, clip_grad_norm, get_num_threads, losses, models, optim
 from rnnfast._text import InputError
 from rnnfast.layers import GRU, LSTM, RNN
 
@@ -30,7 +31,7 @@ __all__ = ["SequenceClassifier", "SequenceForecaster", "SequenceRegressor", "Seq
 
 CELLS = {"gru": GRU, "lstm": LSTM, "rnn": RNN}
 SOLVERS = {"adam": optim.Adam, "adamw": optim.AdamW, "rmsprop": optim.RMSprop, "sgd": optim.SGD}
-#: Sequences that one call of the network scores; what n_jobs divides. Fixed, so that a result does
+#: Sequences that one call of the network scores; what threads share. Fixed, so that a result does
 #: not depend on n_jobs.
 CHUNK = 256
 KIND = "rnnfast-sklearn"
@@ -129,6 +130,16 @@ def _per_step(owner, name, values, lengths):
 def _ragged(x, inputs):
     """Lengths for the network; None, which saves it the sorting, where all are whole."""
     return None if x.lengths.min() == len(inputs) else x.lengths
+
+
+@contextmanager
+def _threads(n):
+    """Let calls on this thread use n threads at most."""
+    before = _kernels.set_share(n)
+    try:
+        yield
+    finally:
+        _kernels.set_share(before)
 
 
 def _need(name):
@@ -366,11 +377,23 @@ class _SequenceEstimator(BaseEstimator):
 
     def _outputs(self, x):
         """z of all sequences, a list of chunks."""
-        x = self._scaled(x)
+        x, n = self._scaled(x), self._n_threads()
         index = np.arange(len(x.lengths))
         chunks = [index[k : k + CHUNK] for k in range(0, len(index), CHUNK)]
-        run = Parallel(n_jobs=self.n_jobs, require="sharedmem")  # our kernels release the GIL
-        return run(delayed(lambda at: self._forward(x.select(at), False)[0])(c) for c in chunks)
+        workers = max(1, min(n, len(chunks)))
+
+        def score(at):
+            with _threads(n // workers):
+                return self._forward(x.select(at), False)[0]
+
+        if workers == 1:
+            return [score(at) for at in chunks]
+        run = Parallel(n_jobs=workers, require="sharedmem")  # our kernels release the GIL
+        return run(delayed(score)(at) for at in chunks)
+
+    def _n_threads(self):
+        """What `n_jobs` comes to: as joblib reads it, of the threads that there are for us."""
+        return min(effective_n_jobs(self.n_jobs), get_num_threads())
 
     # ---- training --------------------------------------------------------------------------
 
@@ -386,7 +409,8 @@ class _SequenceEstimator(BaseEstimator):
             self._new_optimizer()
         best, since, weights = math.inf, 0, None
         before, epochs = len(self.loss_curve_), 1 if incremental else self.max_iter
-        with _progress(self.verbose and not incremental, self._me, epochs) as show:
+        bar = _progress(self.verbose and not incremental, self._me, epochs)
+        with _threads(self._n_threads()), bar as show:
             for _ in range(epochs):
                 loss = self._epoch(data)
                 self.loss_curve_.append(loss)
@@ -731,8 +755,9 @@ class SequenceClassifier(ClassifierMixin, _Labels):
     verbose : bool or int
         A progress bar (tqdm).
     n_jobs : int or None
-        Threads that score; training has those of `rnnfast.set_num_threads`. The results do not
-        depend on it.
+        Threads of `fit` and of predictions, as everywhere in scikit-learn: None is 1 unless
+        ``joblib.parallel_config`` says otherwise, -1 all; but no more than
+        `rnnfast.get_num_threads`. The results do not depend on it.
 
     Attributes
     ----------

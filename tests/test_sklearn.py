@@ -5,12 +5,15 @@ import pickle
 import re
 import subprocess
 import sys
+import threading
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 
 pytest.importorskip("sklearn")
 
+import joblib
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -28,6 +31,7 @@ from sklearn.utils.estimator_checks import (
     parametrize_with_checks,
 )
 
+import rnnfast
 from rnnfast.sklearn import (
     SequenceClassifier,
     SequenceForecaster,
@@ -134,13 +138,66 @@ def test_a_sequence_is_judged_alone(use_engine):
         assert same(list(estimator.predict(X)), alone)
 
 
-def test_n_jobs_changes_no_bit(monkeypatch, use_engine):
-    monkeypatch.setattr("rnnfast.sklearn.CHUNK", 7)
-    for cls in ALL:
-        one, X = fitted(cls)
-        X = [X] * 20 if cls is SequenceForecaster else X
-        three = copy.deepcopy(one).set_params(n_jobs=3)
-        assert same(one.predict(X), three.predict(X))
+@pytest.fixture
+def four_threads():
+    """As on a machine with four CPUs."""
+    rnnfast.set_num_threads(4)
+    yield
+    rnnfast.set_num_threads(None)
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_n_jobs_changes_no_bit(cls, monkeypatch, use_engine, four_threads):
+    """Neither of what is learnt, in layers that have work for several threads, nor of what is
+    predicted, in several chunks or in one."""
+    use_engine("fused")
+    options = {"hidden_size": 96, "batch_size": 64, "bidirectional": True, "early_stopping": True,
+               "max_iter": 2}  # fmt: skip
+    models = [fitted(cls, n_jobs=n, **options) for n in (None, 3, -1)]
+    one, X = models[0]
+    many = [X] * 20 if cls is SequenceForecaster else X * 3
+    for model, _ in models:
+        assert model.loss_curve_ == one.loss_curve_
+        assert model.validation_loss_curve_ == one.validation_loss_curve_
+        for chunk in (256, 7):
+            monkeypatch.setattr("rnnfast.sklearn.CHUNK", chunk)
+            assert same(model.predict(many), one.predict(many))
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_n_jobs_is_the_number_of_threads(cls, monkeypatch, four_threads):
+    """None is 1 outside of joblib's contexts, -1 all there are, and nobody gets more than that."""
+    seen, forward = set(), cls._forward
+
+    def look(self, x, keep):
+        seen.add((threading.current_thread() is threading.main_thread(),
+                  rnnfast.get_num_threads()))  # fmt: skip
+        return forward(self, x, keep)
+
+    monkeypatch.setattr(cls, "_forward", look)
+    every = min(4, joblib.cpu_count())
+    for n_jobs, context, want in ((None, None, 1), (3, None, 3), (-1, None, every), (64, None, 4),
+                                  (None, 2, 2), (1, 2, 1)):  # fmt: skip
+        with joblib.parallel_config(n_jobs=context) if context else nullcontext():
+            model, X = fitted(cls, n_jobs=n_jobs, early_stopping=True)
+            assert seen == {(True, want)}, n_jobs
+            model.partial_fit(X, targets(cls, X))
+            model.predict(X)  # one chunk: all threads are its
+            assert seen == {(True, want)}, n_jobs
+            seen.clear()
+            many = [X] * 20 if cls is SequenceForecaster else X
+            monkeypatch.setattr("rnnfast.sklearn.CHUNK", 5)  # 4 or 8 chunks
+            model.predict(many)
+            monkeypatch.setattr("rnnfast.sklearn.CHUNK", 256)
+            assert seen == {(want == 1, 1)}, n_jobs
+            seen.clear()
+        assert rnnfast.get_num_threads() == 4
+    with pytest.raises(ValueError, match="n_jobs"):
+        fitted(cls, n_jobs=0)
+    monkeypatch.setattr(cls, "_forward", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fitted(cls, n_jobs=2)
+    assert rnnfast.get_num_threads() == 4
 
 
 def test_tokens_are_one_hot_vectors(use_engine):
