@@ -1,10 +1,12 @@
 """Layers from and to ONNX. Importing this module imports the library ``onnx`` (extra [onnx]).
 
-`load` finds the RNN, LSTM and GRU nodes of a model and makes a `Node` of each, which is called like
-a layer; `export` writes a layer as a model that ONNX Runtime runs.
+`load` finds the RNN, LSTM and GRU nodes of a model and makes a `Node` of each, or a `Stack` of
+those that are the layers of one; both are called like a layer. `export` writes a layer as a model
+that ONNX Runtime runs.
 """
 
 import os
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -27,6 +29,10 @@ ATTRIBUTES = {"activations", "activation_alpha", "activation_beta", "clip", "dir
 OWN_ATTRIBUTES = {"rnn": set(), "lstm": {"input_forget"}, "gru": {"linear_before_reset"}}
 DIRECTIONS = ("forward", "reverse", "bidirectional")
 RANDOM = ("Random", "Multinomial", "Bernoulli")  # what makes no constant, whatever it is made from
+#: What may stand between two layers of a stack; what it does there is found out by doing it
+GLUE = {"Add", "Cast", "Concat", "Div", "Dropout", "Gather", "Identity", "Mul", "ReduceMean",
+        "ReduceProd", "ReduceSum", "Reshape", "Shape", "Split", "Squeeze", "Transpose",
+        "Unsqueeze"}  # fmt: skip
 
 #: name in lower case -> (default alpha, default beta, function of them); None: takes no such value,
 #: NaN: has no default
@@ -50,7 +56,53 @@ GATES = {("sigmoid", None, None): "sigmoid", ("hardsigmoid", 0.2, 0.5): "hard_si
          ("hardsigmoid", float(np.float32(1 / 6)), 0.5): "hard_sigmoid"}  # fmt: skip
 
 
-class Node:
+class _Called:
+    """What `Node` and `Stack` share."""
+
+    def __init__(self, layer, op_type, direction, inputs, outputs, state, lengths):
+        self.layer, self.op_type, self.direction = layer, op_type, direction
+        self.inputs, self.outputs = inputs, outputs
+        self.state, self.lengths = state, lengths
+
+    @property
+    def compiled(self):
+        """Whether a compiled layer computes, or plain NumPy."""
+        return not isinstance(self.layer, tuple(_general.LAYERS.values()))
+
+    def __call__(self, x, state=None, lengths=None, *, pad_output="zero"):
+        """Run it.
+
+        Parameters
+        ----------
+        x : array
+            (T, B, I), or (B, T, I) where the layer has ``batch_first``, or (T, I) for one sequence.
+        state : array or (array, array) for an LSTM, optional
+            Initial state(s), (layers * directions, B, H) in either layout; by default the model's
+            own constants, else zero.
+        lengths : (B,) integers, optional
+            Steps of each sequence; by default the model's own constants, else T.
+        pad_output : {"zero", "repeat"}
+            What the output past a sequence's end is.
+
+        Returns
+        -------
+        output : array
+            (T, B, features), laid out like x; of both directions 2 H features, or H where a stack
+            merges them in another way than one after the other.
+        state : array or (array, array)
+            Final state(s), (layers * directions, B, H).
+        """
+        state = self.state if state is None else state
+        lengths = self.lengths if lengths is None else lengths
+        if self.direction != "reverse":
+            return self.layer(x, state, lengths, pad_output=pad_output)
+        x = np.asarray(x)
+        time = 1 if self.layer.batch_first and x.ndim == 3 else 0
+        y, state = self.layer(_reversed(x, lengths, time), state, lengths, pad_output=pad_output)
+        return _reversed(y, lengths, time, repeat=pad_output == "repeat"), state
+
+
+class Node(_Called):
     """An RNN, LSTM or GRU node of an ONNX model, called like a layer; `load` makes them.
 
     Attributes
@@ -80,45 +132,13 @@ class Node:
 
     def __init__(self, layer, op_type, direction, *, name="", attributes=None, inputs=None,
                  outputs=None, state=None, lengths=None):  # fmt: skip
-        self.layer, self.op_type, self.direction, self.name = layer, op_type, direction, name
-        self.attributes, self.inputs, self.outputs = attributes or {}, inputs or {}, outputs or {}
-        self.state, self.lengths = state, lengths
+        super().__init__(layer, op_type, direction, inputs or {}, outputs or {}, state, lengths)
+        self.name, self.attributes = name, attributes or {}
 
     @property
-    def compiled(self):
-        """Whether a compiled layer computes, or plain NumPy."""
-        return not isinstance(self.layer, tuple(_general.LAYERS.values()))
-
-    def __call__(self, x, state=None, lengths=None, *, pad_output="zero"):
-        """Run the node.
-
-        Parameters
-        ----------
-        x : array
-            (T, B, I), or (B, T, I) where the node's layout is 1, or (T, I) for one sequence.
-        state : array or (array, array) for an LSTM, optional
-            Initial state(s), (directions, B, H) in either layout; by default the node's own
-            constants, else zero.
-        lengths : (B,) integers, optional
-            Steps of each sequence; by default the node's own constants, else T.
-        pad_output : {"zero", "repeat"}
-            What the output past a sequence's end is.
-
-        Returns
-        -------
-        output : array
-            (T, B, directions * H), laid out like x.
-        state : array or (array, array)
-            Final state(s), (directions, B, H).
-        """
-        state = self.state if state is None else state
-        lengths = self.lengths if lengths is None else lengths
-        if self.direction != "reverse":
-            return self.layer(x, state, lengths, pad_output=pad_output)
-        x = np.asarray(x)
-        time = 1 if self.layer.batch_first and x.ndim == 3 else 0
-        y, state = self.layer(_reversed(x, lengths, time), state, lengths, pad_output=pad_output)
-        return _reversed(y, lengths, time, repeat=pad_output == "repeat"), state
+    def nodes(self):
+        """[the node], as a `Stack` has several."""
+        return [self]
 
     def run(self, X, sequence_lens=None, initial_h=None, initial_c=None):
         """Run the node with ONNX's names, shapes and layout.
@@ -147,6 +167,52 @@ class Node:
 
     def __repr__(self):
         return f"Node({self.op_type} {self.name!r}, {self.direction}, {self.layer!r})"
+
+
+class Stack(_Called):
+    """Nodes of an ONNX model that are the layers of one, called like it; `load` makes them.
+
+    Each node reads what the one before it gives, all features of both directions, and nothing else
+    in the model does.
+
+    Attributes
+    ----------
+    layer : RNN, LSTM or GRU
+        What computes: one layer with the weights of all nodes, with ``num_layers``, and with the
+        ``merge`` and ``batch_first`` that the model makes of them by what it has before, between
+        and after the nodes. Of reverse nodes it is the layer that reads forward; the stack turns
+        the sequences round.
+    nodes : list of Node
+        Each node by itself, from the first layer on. Their layers have the memory of `layer`'s
+        weights.
+    compiled, op_type, direction
+        As of a `Node`; all nodes agree in them.
+    inputs, outputs : dict of str to str
+        The model's names of what `layer` reads and gives: "X", "sequence_lens" and "Y" where it has
+        them. Those of the states are the nodes'.
+    state, lengths : arrays or None
+        As of a `Node`, the state (layers * directions, B, H).
+    """
+
+    def __init__(self, layer, nodes, inputs, outputs):
+        first = nodes[0]
+        super().__init__(layer, first.op_type, first.direction, inputs, outputs,
+                         _stacked_state(nodes, layer), first.lengths)  # fmt: skip
+        self.nodes = nodes
+
+    def __repr__(self):
+        return f"Stack({len(self.nodes)} {self.op_type} nodes, {self.direction}, {self.layer!r})"
+
+
+def _stacked_state(nodes, layer):
+    """The nodes' constant initial states as those of one layer; one that is missing is zero."""
+    pairs = [n.state if layer.states == 2 or n.state is None else (n.state,) for n in nodes]
+    given = [pair[0] for pair in pairs if pair is not None]
+    if not given:
+        return None
+    zero = [np.zeros(given[0].shape, layer.dtype)] * layer.states
+    joined = [np.concatenate(each) for each in zip(*(p or zero for p in pairs), strict=True)]
+    return tuple(joined) if layer.states == 2 else joined[0]
 
 
 def _pair(given, pair, layer, B):
@@ -197,27 +263,32 @@ def load(source, values=None):
 
     Returns
     -------
-    list of Node
-        In the model's order.
+    list of Node and Stack
+        In the model's order. A `Stack` takes the place of nodes that are the layers of one: of one
+        kind, with the same attributes and lengths, each reading the output of the one before it,
+        which nobody else reads. Also that of a single node whose directions the model then merges
+        by sum, product or mean, or that has transpositions around it which make it batch first.
 
     Raises
     ------
     ValueError
-        If the file is no ONNX model or has no such node, or if a weight has a wrong shape or is not
-        a constant (an initialiser, or computed from constants alone); the node and the tensor are
-        named.
+        If the file is no ONNX model or has no such node, or if a weight has a wrong shape, is cut
+        short or is not a constant (an initialiser, or computed from constants alone); the node and
+        the tensor are named.
     NotImplementedError
         If a node has an attribute or an activation that the operator's definition does not.
 
     Examples
     --------
     >>> import io, numpy as np, rnnfast, rnnfast.onnx
-    >>> gru = rnnfast.GRU(3, 5, seed=0)
+    >>> gru = rnnfast.GRU(3, 5, num_layers=2, bidirectional=True, seed=0)
     >>> file = io.BytesIO()
     >>> rnnfast.onnx.export(gru, file)
-    >>> (node,) = rnnfast.onnx.load(file.getvalue())
+    >>> (stack,) = rnnfast.onnx.load(file.getvalue())
+    >>> stack.layer
+    GRU(3, 5, num_layers=2, bidirectional=True, dtype=float32)
     >>> x = np.ones((7, 2, 3), np.float32)
-    >>> bool((node(x)[0] == gru(x)[0]).all())
+    >>> bool((stack(x)[0] == gru(x)[0]).all())
     True
     """
     model = _model(source)
@@ -226,10 +297,10 @@ def load(source, values=None):
 
         model = inliner.inline_local_functions(model)
     opsets = list(model.opset_import)
-    nodes = [_node(node, scopes, opsets) for node, scopes in _find(model.graph, [], values or {})]
-    if not nodes:
+    found = [_node(node, scopes, opsets) for node, scopes in _find(model.graph, [], values or {})]
+    if not found:
         raise ValueError("the model has no RNN, LSTM or GRU node")
-    return nodes
+    return _stacks(found, opsets)
 
 
 def _model(source):
@@ -237,24 +308,50 @@ def _model(source):
         return source
     from google.protobuf.message import DecodeError
 
+    in_memory = isinstance(source, bytes | bytearray | memoryview)
+    name = "the bytes" if in_memory else os.fspath(source)
     try:
-        if isinstance(source, bytes | bytearray | memoryview):
-            return onnx.load_model_from_string(bytes(source))
-        return onnx.load(source)
+        model = onnx.load_model_from_string(bytes(source)) if in_memory else onnx.load(source)
     except DecodeError as error:
-        name = "the bytes" if isinstance(source, bytes | bytearray | memoryview) else \
-            os.fspath(source)  # fmt: skip
         raise ValueError(f"{name}: cut short or not an ONNX model ({error})") from None
+    except (ValueError, onnx.checker.ValidationError) as error:  # weights in a file beside it
+        raise ValueError(f"{name}: {error}") from None
+    if not model.opset_import:  # it stands behind the graph: a cut there leaves no other trace
+        raise ValueError(f"{name}: cut short or not an ONNX model (it names no operator set)")
+    return model
 
 
 class _Scope:
-    """What a graph gives its nodes: initialisers by name, and which node makes which tensor."""
+    """What a graph gives its nodes: initialisers by name, and which node makes or reads which
+    tensor."""
 
     def __init__(self, graph, values):
-        self.values = dict(values)
+        self.nodes, self.values = graph.node, dict(values)
+        self.outputs, self.readers = {o.name for o in graph.output}, {}
+        for node in graph.node:
+            for name in _reads(node):
+                self.readers.setdefault(name, []).append(node)
         self.initializers = {t.name: t for t in graph.initializer}
         self.makers = {name: node for node in graph.node for name in node.output if name}
         self.inputs = {i.name for i in graph.input}
+
+
+def _graphs(node):
+    """Graphs within a node."""
+    for attribute in node.attribute:
+        yield from [attribute.g] if attribute.HasField("g") else attribute.graphs
+
+
+def _reads(node):
+    """Names of tensors whose values a node reads, or that graphs within it may take from outside.
+
+    Of what Shape reads the values do not matter: exporters ask every layer's output for T and B.
+    """
+    names = {*node.input} if node.op_type != "Shape" else set()
+    for graph in _graphs(node):
+        names.update(o.name for o in graph.output)
+        names.update(*map(_reads, graph.node))
+    return names - {""}
 
 
 def _find(graph, outer, values):
@@ -263,9 +360,8 @@ def _find(graph, outer, values):
     for node in graph.node:
         if node.op_type in CELLS and node.domain in ("", "ai.onnx"):
             yield node, scopes
-        for attribute in node.attribute:
-            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                yield from _find(inner, scopes, {})
+        for inner in _graphs(node):
+            yield from _find(inner, scopes, {})
 
 
 def _constant(name, scopes, opsets):
@@ -287,8 +383,7 @@ def _constant(name, scopes, opsets):
                 return False
             if name in scope.makers:
                 node = scope.makers[name]
-                nested = any(a.HasField("g") or a.graphs for a in node.attribute)
-                if nested or node.op_type.startswith(RANDOM):
+                if any(_graphs(node)) or node.op_type.startswith(RANDOM):
                     return False
                 if not all(visit(i) for i in node.input):
                     return False
@@ -299,6 +394,12 @@ def _constant(name, scopes, opsets):
 
     if not visit(name):
         return None
+    for tensor in initializers.values():
+        try:
+            numpy_helper.to_array(tensor)
+        except ValueError as error:
+            raise ValueError(f"{tensor.name!r} of shape {tuple(tensor.dims)} is cut short "
+                             f"({error})") from None  # fmt: skip
     if name in initializers:
         return numpy_helper.to_array(initializers[name])
     from onnx.reference import ReferenceEvaluator
@@ -306,6 +407,31 @@ def _constant(name, scopes, opsets):
     result = helper.make_tensor_value_info(name, TensorProto.UNDEFINED, None)
     graph = helper.make_graph(needed, "constant", [], [result], list(initializers.values()))
     return ReferenceEvaluator(helper.make_model(graph, opset_imports=opsets)).run(None, {})[0]
+
+
+class _Wanted(NamedTuple):
+    """What a layer has to be to do a node's work."""
+
+    cell: str
+    input_size: int
+    hidden_size: int
+    options: dict
+    activations: list
+    clip: float | None
+    weights: dict
+
+    def like(self, other):
+        """Whether both could be layers of one."""
+        return self[:1] + self[2:6] == other[:1] + other[2:6]
+
+
+class _Found(NamedTuple):
+    """A node: as we give it, as the model has it, and where."""
+
+    node: Node
+    proto: onnx.NodeProto
+    scopes: list
+    wanted: _Wanted
 
 
 def _node(proto, scopes, opsets):
@@ -316,7 +442,12 @@ def _node(proto, scopes, opsets):
     if unknown:
         raise NotImplementedError(f"{me}: attributes {unknown} are not the operator's")
     inputs = {role: name for role, name in zip(INPUTS, proto.input, strict=False) if name}
-    given = {role: _constant(name, scopes, opsets) for role, name in inputs.items() if role != "X"}
+    given = {}
+    for role in inputs.keys() - {"X"}:
+        try:
+            given[role] = _constant(inputs[role], scopes, opsets)
+        except ValueError as error:
+            raise ValueError(f"{me}: {role}: {error}") from None
     for role in ("W", "R", "B", "P"):
         if role in ("W", "R") and role not in inputs:
             raise ValueError(f"{me}: there is no {role}")
@@ -325,14 +456,16 @@ def _node(proto, scopes, opsets):
     direction = attributes.get("direction", b"forward").decode()
     if direction not in DIRECTIONS:
         raise ValueError(f"{me}: direction must be one of {DIRECTIONS}, got {direction!r}")
-    layer = _layer(me, cell, direction, attributes, given, inputs)
+    wanted = _wanted(me, cell, direction, attributes, given, inputs)
+    layer = _layer([wanted])
     lengths = given.get("sequence_lens")
     state = _pair(given, layer.states == 2, layer, _batch(given, layer))
     if state is not None and not np.any(state):
         state = None  # a constant zero of one batch size is what any other starts with as well
     outputs = {role: name for role, name in zip(OUTPUTS, proto.output, strict=False) if name}
-    return Node(layer, proto.op_type, direction, name=proto.name, attributes=attributes,
+    node = Node(layer, proto.op_type, direction, name=proto.name, attributes=attributes,
                 inputs=inputs, outputs=outputs, state=state, lengths=lengths)  # fmt: skip
+    return _Found(node, proto, scopes, wanted)
 
 
 def _batch(given, layer):
@@ -343,8 +476,8 @@ def _batch(given, layer):
     return 0
 
 
-def _layer(me, cell, direction, attributes, given, names):
-    """A layer with a node's weights, compiled or, where that cannot be, general."""
+def _wanted(me, cell, direction, attributes, given, names):
+    """What computes a node, its weights with our names."""
     W, R, B, P = (_real(given.get(role)) for role in ("W", "R", "B", "P"))
     D = 2 if direction == "bidirectional" else 1
     I, H = ((0, *a.shape)[-1] for a in (W, R))
@@ -362,16 +495,10 @@ def _layer(me, cell, direction, attributes, given, names):
         options |= {"peephole": P is not None, "coupled": coupled}
     if cell == "gru":
         options["reset_after"] = bool(attributes.get("linear_before_reset", 0))
-    chosen = _activations(me, cell, D, attributes)
+    activations = _activations(me, cell, D, attributes)
     clip = attributes.get("clip", 0.0) or None
-    compiled = None if clip else _compiled(cell, chosen)
-    if compiled is None:
-        functions = [tuple(ACTIVATIONS[n][2](a, b) for n, a, b in one) for one in chosen]
-        layer = _general.LAYERS[cell](I, H, activations=functions, clip=clip, **options)
-    else:
-        layer = LAYERS[cell](I, H, **options, **compiled)
     to_torch = getattr(convert, f"onnx_to_torch_{cell}")
-    state_dict = {}
+    weights = {}
     for d in range(D):
         arrays = [a for a in to_torch(W, R, B, direction=d) if a is not None]
         if coupled:
@@ -381,9 +508,31 @@ def _layer(me, cell, direction, attributes, given, names):
             i, o, f = np.split(P[d], 3)
             stems, arrays = [*stems[: len(arrays)], "peephole"], [*arrays, np.stack([i, f, o])]
         suffix = "_l0_reverse" if d else "_l0"
-        state_dict |= {stem + suffix: a for stem, a in zip(stems, arrays, strict=False)}
-    layer.load_state_dict(state_dict)
+        weights |= {stem + suffix: a for stem, a in zip(stems, arrays, strict=False)}
+    return _Wanted(cell, I, H, options, activations, clip, weights)
+
+
+def _layer(wanted, **options):
+    """One layer of all that are wanted, compiled or, where that cannot be, general."""
+    first = wanted[0]
+    sizes = (first.input_size, first.hidden_size, len(wanted))
+    options = first.options | options
+    compiled = None if first.clip else _compiled(first.cell, first.activations)
+    if compiled is None:
+        functions = [tuple(ACTIVATIONS[n][2](a, b) for n, a, b in one)
+                     for one in first.activations]  # fmt: skip
+        layer = _general.LAYERS[first.cell](*sizes, activations=functions, clip=first.clip,
+                                            **options)  # fmt: skip
+    else:
+        layer = LAYERS[first.cell](*sizes, **options, **compiled)
+    layer.load_state_dict({_in_layer(name, k): a for k, one in enumerate(wanted)
+                           for name, a in one.weights.items()})  # fmt: skip
     return layer
+
+
+def _in_layer(name, k):
+    """The name in layer k of a parameter of layer 0."""
+    return name.replace("_l0", f"_l{k}")
 
 
 def _real(a):
@@ -424,6 +573,192 @@ def _compiled(cell, chosen):
         return {"nonlinearity": first[0]} if first[0] in ("tanh", "relu") else None
     gate = GATES.get(first)
     return {"gate": gate} if gate and all(r[0] == "tanh" for r in rest) else None
+
+
+# ---- stacks ------------------------------------------------------------------------------------
+
+
+def _stacks(found, opsets):
+    """The nodes found, those that are layers of one as a `Stack`."""
+    glues = [_Glue(one, opsets) for one in found]
+    above = {}
+    for k, one in enumerate(found):
+        for j in range(k + 1, len(found)):
+            merge = _link(one, found[j], glues[k])
+            if merge:
+                above[k] = j, merge
+                break
+    taken, results = set(), []
+    for k in range(len(found)):
+        if k in taken:
+            continue
+        chain, merges = [k], set()
+        while chain[-1] in above:
+            j, merge = above[chain[-1]]
+            if len(merges | {merge}) > 1:
+                break
+            merges.add(merge)
+            chain.append(j)
+        result, chain = _stack(found, glues, chain, merges)
+        taken.update(chain)
+        results.append(result)
+    return results
+
+
+def _link(a, b, glue):
+    """How the directions of node a are merged where node b is the layer above it, else None."""
+    X, own = b.node.inputs.get("X"), a.node.outputs.keys() & {*OUTPUTS}
+    if a.scopes[0] is not b.scopes[0] or not a.wanted.like(b.wanted) \
+            or a.node.direction != b.node.direction:  # fmt: skip
+        return None
+    merge, turned = glue.kinds.get(X, (None, False))
+    scope = a.scopes[0]
+    if merge is None or turned or not glue.alone(X) or X in scope.outputs \
+            or scope.readers[X] != [b.proto]:  # fmt: skip
+        return None
+    if list(b.proto.input).count(X) > 1:
+        return None
+    ours, theirs = (one.node.inputs.get("sequence_lens") for one in (a, b))
+    if ours != theirs and not (a.node.lengths is not None
+                               and np.array_equal(a.node.lengths, b.node.lengths)):  # fmt: skip
+        return None
+    # An initial state made from what the layer below gives is no layer's of a stack
+    from_below = {a.node.outputs[role] for role in own}
+    states = [b.node.inputs.get(role) for role in ("initial_h", "initial_c")]
+    if any(name and _depends(name, from_below, scope) for name in states):
+        return None
+    batch = {np.shape(n.state)[-2] for n in (a.node, b.node) if n.state is not None}
+    return merge if len(batch) < 2 else None
+
+
+def _depends(name, sources, scope):
+    """Whether a tensor is made from one of these."""
+    todo, seen = [name], set()
+    while todo:
+        name = todo.pop()
+        if name in sources:
+            return True
+        if name not in seen and name in scope.makers:
+            todo.extend(_reads(scope.makers[name]))
+        seen.add(name)
+    return False
+
+
+def _stack(found, glues, chain, merges):
+    """(what stands for these nodes, those of them it stands for)."""
+    while True:
+        first, last, glue = found[chain[0]], found[chain[-1]], glues[chain[-1]]
+        scope = last.scopes[0]
+        merge = next(iter(merges), None) or glue.merge
+        Y = last.node.outputs.get("Y")
+        # After a merge that loses something the model must do it to the last output too
+        if merge == "concat" or merge == glue.merge or not (Y in scope.readers
+                                                            or Y in scope.outputs):  # fmt: skip
+            break
+        chain = chain[:-1]
+    X, batch_first = first.node.inputs.get("X"), first.wanted.options["batch_first"]
+    ends = {turned: name for name, (m, turned) in reversed(glue.kinds.items()) if m == merge}
+    before = scope.makers.get(X)
+    if not batch_first and True in ends and before is not None and _swaps(before):
+        X, batch_first = before.input[0], True
+    if len(chain) == 1 and merge == "concat" and batch_first == first.wanted.options["batch_first"]:
+        return first.node, chain
+    options = {"batch_first": batch_first} | ({"merge": merge} if merge != "concat" else {})
+    layer = _layer([found[k].wanted for k in chain], **options)
+    nodes = [found[k].node for k in chain]
+    for k, node in enumerate(nodes):
+        for which in ("params", "grads"):
+            whole, part = getattr(layer, which), getattr(node.layer, which)
+            part.update({name: whole[_in_layer(name, k)] for name in part})
+    inputs = {"X": X} | {role: name for role, name in first.node.inputs.items()
+                         if role == "sequence_lens"}  # fmt: skip
+    turned = batch_first != first.wanted.options["batch_first"]
+    return Stack(layer, nodes, inputs, {"Y": ends[turned]} if turned in ends else {}), chain
+
+
+def _swaps(node):
+    """Whether a node turns batch first into time first."""
+    perm = [list(a.ints) for a in node.attribute if a.name == "perm"]
+    return node.op_type == "Transpose" and perm == [[1, 0, 2]]
+
+
+class _Glue:
+    """What the model makes of a node's Y with `GLUE`: found by doing it to numbers.
+
+    Attributes
+    ----------
+    kinds : dict of str to (str, bool)
+        Tensors that are a layer's output, with the directions merged so, and whether batch and time
+        have changed places.
+    merge : str
+        How the directions are merged, where nobody sees them before that, else "concat".
+    """
+
+    def __init__(self, found, opsets):
+        self.scope, self.Y = found.scopes[0], found.node.outputs.get("Y")
+        self.kinds, self.merge = {}, "concat"
+        if self.Y is None:
+            return
+        self.ways = {}  # name of a tensor made from Y -> the node that makes it
+        constants = {}
+
+        def constant(name):
+            if name not in constants:
+                constants[name] = _constant(name, found.scopes, opsets)
+            return constants[name]
+
+        # What holds for both of these sizes holds for all: see GLUE
+        kinds = [self._kinds(found, sizes, opsets, constant) for sizes in ((5, 3), (4, 7))]
+        self.kinds = {name: kind for name, kind in kinds[0].items() if kinds[1].get(name) == kind}
+        merged = {kind[0] for name, kind in self.kinds.items() if self.alone(name)}
+        if len(merged) == 1:
+            self.merge = merged.pop()
+
+    def _kinds(self, found, sizes, opsets, constant):
+        from onnx.reference import ReferenceEvaluator
+
+        layer = found.node.layer
+        D, H, axis = layer.directions, layer.hidden_size, 2 if layer.batch_first else 1
+        shape = (*sizes[:axis], D, *sizes[axis:], H)
+        probe = np.random.default_rng(0).permutation(np.prod(shape)).reshape(shape) - 50
+        probe = probe.astype(layer.dtype)
+        wide = np.moveaxis(probe, axis, 2).reshape(*sizes, D * H)
+        merged = {"concat": wide, "sum": probe.sum(axis), "mul": probe.prod(axis),
+                  "average": probe.mean(axis)}  # fmt: skip
+        values, versions = {self.Y: probe}, {o.domain: o.version for o in opsets}
+        for node in self.scope.nodes:
+            known = [name for name in node.input if name in values]
+            if node.op_type not in GLUE or node.domain not in ("", "ai.onnx") or not known:
+                continue
+            feeds = {name: values[name] if name in values else constant(name)
+                     for name in node.input if name}  # fmt: skip
+            if any(a is None for a in feeds.values()):
+                continue
+            try:
+                results = ReferenceEvaluator(node, opsets=versions).run(None, feeds)
+            except Exception:  # whatever it does not like: it is glue for another shape
+                continue
+            for name, value in zip(node.output, results, strict=False):
+                values[name], self.ways[name] = value, node
+        kinds = {}
+        for name, value in values.items():
+            for merge, want in merged.items():
+                for turned in (False, True):
+                    if np.array_equal(value, want.swapaxes(0, 1) if turned else want):
+                        kinds.setdefault(name, (merge, turned))
+        return kinds
+
+    def alone(self, name):
+        """Whether Y is read for this tensor's sake only, and so what is made on the way."""
+        nodes, todo, passed = [], [name], set()
+        while todo:
+            node = self.ways.get(todo.pop())
+            if node is not None and node not in nodes:
+                nodes.append(node)
+                todo.extend(i for i in node.input if i in self.ways or i == self.Y)
+                passed.update(i for i in node.input if i in self.ways or i == self.Y)
+        return bool(nodes) and not passed & self.scope.outputs and all(
+            reader in nodes for i in passed for reader in self.scope.readers.get(i, ()))
 
 
 # ---- writing -----------------------------------------------------------------------------------

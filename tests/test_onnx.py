@@ -432,22 +432,218 @@ def test_nodes_in_branches_and_functions():
     close(bridge.load(model)[0].run(X)[:1], run(model, {"X": X}))
 
 
+# ---- stacks ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True},
+                                     {"bidirectional": True, "batch_first": True}],
+                         ids=str)  # fmt: skip
 @pytest.mark.parametrize("kind", OPS)
-def test_what_torch_exports(kind, tmp_path):
+def test_what_torch_exports(kind, options, dynamic, tmp_path):
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
-    net = getattr(torch.nn, kind)(I, H, 2, bidirectional=True).eval()
+    net = getattr(torch.nn, kind)(I, H, 3, dropout=0.5, **options).eval()
     x = torch.randn(T, B, I)
+    free = {"input_names": ["x"], "dynamic_axes": {"x": [0, 1]}} if dynamic else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter: its own age, batch sizes
-        torch.onnx.export(net, (x,), tmp_path / "net.onnx", dynamo=False, opset_version=14)
-    y = x.numpy()
-    nodes = bridge.load(tmp_path / "net.onnx")
-    assert len(nodes) == 2
-    for node in nodes:
-        y, _ = node(y)
+        torch.onnx.export(net, (x,), tmp_path / "net.onnx", dynamo=False, opset_version=14, **free)
+    (stack,) = bridge.load(tmp_path / "net.onnx")
+    assert type(stack.layer) is KINDS[kind] and stack.layer.num_layers == 3
+    assert {k: getattr(stack.layer, k) for k in options} == options
     with torch.no_grad():
-        np.testing.assert_allclose(y, net(x)[0].numpy(), rtol=1e-5, atol=1e-6)
+        want, final = net(x)
+    y, state = stack(x.numpy())
+    close([y], [want.numpy()])
+    close(np.atleast_3d(state) if kind != "LSTM" else state,
+          [s.numpy() for s in final] if kind == "LSTM" else final.numpy())  # fmt: skip
+
+
+def layer_nodes(op, count, D=1, glue="own", between=(), tie=None, **attributes):
+    """(nodes, constants) of a stack X -> ... -> y, by hand; glue between and after the layers."""
+    nodes, constants, x = [], {}, "X"
+    rows = GATES[op] * H
+    for k in range(count):
+        rng = np.random.default_rng([7, k])
+        width = I if k == 0 else D * H
+        for name, shape in (("W", (D, rows, width)), ("R", (D, rows, H)), ("B", (D, 2 * rows))):
+            constants[f"{name}{k}"] = rng.uniform(-0.7, 0.7, shape).astype(np.float32)
+        more = {"direction": "bidirectional"} if D == 2 else {}
+        nodes.append(helper.make_node(op, [x, f"W{k}", f"R{k}", f"B{k}", *(tie or {}).get(k, [])],
+                                      [f"Y{k}", f"h{k}"], name=f"node{k}", hidden_size=H,
+                                      **attributes, **more))  # fmt: skip
+        made, x = glues(glue, k, D)
+        nodes += made
+    constants["flat"] = np.array([0, 0, -1])
+    return nodes, constants
+
+
+def glues(kind, k, D):
+    """(nodes, output) that make (T, B, D H) of Y."""
+    Y, y = f"Y{k}", f"y{k}"
+    if kind == "own":
+        return [helper.make_node("Transpose", [Y], [f"t{k}"], perm=[0, 2, 1, 3]),
+                helper.make_node("Reshape", [f"t{k}", "flat"], [y])], y  # fmt: skip
+    if kind == "squeeze":
+        return [helper.make_node("Squeeze", [Y, "one"], [y])], y
+    if kind == "split":
+        parts = [f"part{k}{d}" for d in range(D)]
+        flat = [f"flat{k}{d}" for d in range(D)]
+        return [helper.make_node("Split", [Y], parts, axis=1),
+                *(helper.make_node("Squeeze", [p, "one"], [f])
+                  for p, f in zip(parts, flat, strict=True)),
+                helper.make_node("Concat", flat, [y], axis=-1)], y  # fmt: skip
+    if kind == "relu":
+        made, inner = glues("own", k, D)
+        return [*made, helper.make_node("Relu", [inner], [f"r{k}"])], f"r{k}"
+    if kind == "fixed":  # a shape that only T = 6 has
+        return [helper.make_node("Transpose", [Y], [f"t{k}"], perm=[0, 2, 1, 3]),
+                helper.make_node("Reshape", [f"t{k}", "six"], [y])], y  # fmt: skip
+    if kind == "swapped":  # the reverse direction first
+        made, inner = glues("split", k, D)
+        made[-1].input[:] = list(made[-1].input)[::-1]
+        return made, inner
+    raise AssertionError(kind)
+
+
+MORE = {"one": np.array([1]), "six": np.array([6, -1, 2 * H])}
+
+
+def by_hand(nodes, constants, outputs, feeds=None):
+    feeds = feeds or {"X": np.random.default_rng(0).standard_normal((T, B, I)).astype(np.float32)}
+    return model_of(nodes, feeds, outputs, constants | MORE), feeds
+
+
+@pytest.mark.parametrize(("glue", "D", "joined"), [
+    ("own", 1, True), ("squeeze", 1, True), ("own", 2, True), ("split", 2, True),
+    ("relu", 2, False), ("fixed", 2, False), ("swapped", 2, False),
+])  # fmt: skip
+@pytest.mark.parametrize("op", OPS)
+def test_glue(op, glue, D, joined):
+    nodes, constants = layer_nodes(op, 3, D, glue)
+    model, feeds = by_hand(nodes, constants, [nodes[-1].output[0], "h0", "h1", "h2"])
+    loaded = bridge.load(model)
+    assert [len(one.nodes) for one in loaded] == ([3] if joined else [1, 1, 1])
+    if not joined:
+        assert all(type(one) is bridge.Node for one in loaded)
+        return
+    (stack,) = loaded
+    want, *final = run(model, feeds)
+    y, h = stack(feeds["X"])
+    close([y, (h[0] if op == "LSTM" else h)], [want, np.concatenate(final)])
+    assert stack.inputs == {"X": "X"} and stack.outputs == {"Y": nodes[-1].output[0]}
+    assert [n.name for n in stack.nodes] == ["node0", "node1", "node2"]
+    # the nodes are there by themselves, over the same memory
+    x = feeds["X"]
+    for node in stack.nodes:
+        x, _ = node(x)
+    assert (x == y).all()
+    stack.layer.params["weight_ih_l1"] += 1
+    assert (stack.nodes[1].layer.params["weight_ih_l0"]
+            == stack.layer.params["weight_ih_l1"]).all()  # fmt: skip
+
+
+@pytest.mark.parametrize("seen", ["Y0", "t0", "y0", "by a node", "by a branch", "h0 only"])
+def test_what_somebody_else_reads_is_not_hidden(seen):
+    nodes, constants = layer_nodes("GRU", 2, 2)
+    outputs = ["y1"]
+    if seen == "by a node":
+        nodes.append(helper.make_node("Relu", ["y0"], ["other"]))
+    elif seen == "by a branch":
+        inner = helper.make_node("Relu", ["t0"], ["z"])
+        out = helper.make_tensor_value_info("z", TensorProto.FLOAT, None)
+        graph = helper.make_graph([inner], "b", [], [out])
+        constants["true"] = np.array(True)
+        nodes.append(helper.make_node("If", ["true"], ["other"], then_branch=graph,
+                                      else_branch=graph))  # fmt: skip
+    else:
+        outputs.append(seen.split()[0])
+    model, _ = by_hand(nodes, constants, outputs)
+    assert len(bridge.load(model)) == (1 if seen == "h0 only" else 2)
+
+
+def test_the_shape_of_an_output_tells_nothing():
+    nodes, constants = layer_nodes("GRU", 2, 2)
+    nodes.append(helper.make_node("Shape", ["y0"], ["shape"]))
+    assert len(bridge.load(by_hand(nodes, constants, ["y1"])[0])) == 1
+
+
+def test_a_state_from_the_layer_below_is_no_stacks():
+    """As from an encoder to its decoder."""
+    nodes, constants = layer_nodes("GRU", 2, tie={1: ["", "h0"]})
+    model, feeds = by_hand(nodes, constants, ["y1"])
+    below, above = bridge.load(model)
+    y, h = below(feeds["X"])
+    close([above(y, h)[0]], run(model, feeds))
+
+
+def test_layers_that_differ_are_not_joined():
+    for change in ({"hidden_size": H + 1}, {"clip": 0.5}, {"linear_before_reset": 1},
+                   {"direction": "reverse"}):  # fmt: skip
+        nodes, constants = layer_nodes("GRU", 2)
+        for name, value in change.items():
+            other = [a for a in nodes[3].attribute if a.name != name]
+            del nodes[3].attribute[:]
+            nodes[3].attribute.extend([*other, helper.make_attribute(name, value)])
+        if "hidden_size" in change:
+            n = H + 1
+            constants |= {"W1": np.ones((1, 3 * n, H), np.float32), "B1": np.ones((1, 6 * n),
+                          np.float32), "R1": np.ones((1, 3 * n, n), np.float32)}  # fmt: skip
+        assert len(bridge.load(by_hand(nodes, constants, ["y1"])[0])) == 2
+    nodes, constants = layer_nodes("GRU", 3)
+    nodes[3].input.remove("B1")
+    assert [len(n.nodes) for n in bridge.load(by_hand(nodes, constants, ["y2"])[0])] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("attributes", [
+    {"direction": "reverse"}, {"clip": 0.3}, {"activations": ["HardSigmoid", "Softsign"]},
+    {"linear_before_reset": 1},
+], ids=str)  # fmt: skip
+def test_every_attribute_in_a_stack(attributes):
+    nodes, constants = layer_nodes("GRU", 2, **attributes)
+    X = np.random.default_rng(0).standard_normal((T, B, I)).astype(np.float32)
+    for node in nodes[::3]:
+        node.input.append("lengths")
+    model, feeds = by_hand(nodes, constants, ["y1", "h0", "h1"],
+                           {"X": X, "lengths": np.array([T, 1, 4], np.int32)})  # fmt: skip
+    (stack,) = bridge.load(model)
+    want, *final = run(model, feeds)
+    y, h = stack(X, lengths=feeds["lengths"])
+    close([y, h], [want, np.concatenate(final)])
+    assert stack.inputs["sequence_lens"] == "lengths"
+    assert stack.compiled == (attributes.keys() <= {"direction", "linear_before_reset"})
+    # lengths of one layer only, or of each layer its own
+    nodes[3].input[-1] = "others"
+    assert len(bridge.load(by_hand(nodes, constants, ["y1"], feeds | {"others": X})[0])) == 2
+
+
+@pytest.mark.parametrize("which", [(0, 1), (0,), (1,)])
+def test_constant_states_of_a_stack(which):
+    rng = np.random.default_rng(1)
+    starts = {f"start{k}": rng.standard_normal((1, B, H)).astype(np.float32) for k in which}
+    nodes, constants = layer_nodes("RNN", 2, tie={k: ["", f"start{k}"] for k in which})
+    model, feeds = by_hand(nodes, constants | starts, ["y1"])
+    (stack,) = bridge.load(model)
+    assert [bool(s.any()) for s in stack.state] == [0 in which, 1 in which]
+    close([stack(feeds["X"])[0]], run(model, feeds))
+    if len(which) == 2:
+        starts["start1"] = starts["start1"][:, :2]  # no batch has both
+        assert len(bridge.load(by_hand(nodes, constants | starts, ["y1"])[0])) == 2
+
+
+def test_a_merge_that_the_last_layer_lacks():
+    """Both directions' sum is read above, but the output itself is not summed: no one layer."""
+    layer, file = rnnfast.GRU(I, H, 3, bidirectional=True, merge="sum", seed=0), io.BytesIO()
+    bridge.export(layer, file)
+    model = onnx.load_model_from_string(file.getvalue())
+    model.graph.output[0].name = "Y_l2"
+    lower, upper = bridge.load(model)
+    assert (lower.layer.num_layers, lower.layer.merge) == (2, "sum")
+    assert type(upper) is bridge.Node and upper.layer.merge == "concat"
+    x = np.random.default_rng(0).standard_normal((T, B, I)).astype(np.float32)
+    y = upper(lower(x)[0])[0]
+    assert (y[..., :H] + y[..., H:] == layer(x)[0]).all()
 
 
 # ---- bad input ---------------------------------------------------------------------------------
@@ -461,10 +657,45 @@ def test_files_that_are_no_models(tmp_path):
         bridge.load(tmp_path / "cut.onnx")
     with pytest.raises(ValueError, match="the bytes: cut short or not an ONNX model"):
         bridge.load(b"no model at all")
-    with pytest.raises(ValueError, match="no RNN, LSTM or GRU node"):
+    with pytest.raises(ValueError, match="the bytes: cut short or not an ONNX model"):
         bridge.load(b"")
+    with pytest.raises(ValueError, match="the model has no RNN, LSTM or GRU node"):
+        bridge.load(model_of([], {}, [], {}))
     with pytest.raises(FileNotFoundError):
         bridge.load(tmp_path / "none.onnx")
+
+
+def test_a_model_cut_anywhere():
+    """Also where the protocol's own fields end, which its library does not notice."""
+    data = one_node("GRU")[0].SerializeToString()
+    for end in range(len(data)):
+        with pytest.raises(ValueError, match="the bytes: cut short or not an ONNX model"):
+            bridge.load(data[:end])
+
+
+def test_weights_that_are_cut_short(tmp_path):
+    """Within the model, and in the file beside it that holds them."""
+    model, _ = one_node("LSTM")
+    model.graph.initializer[1].raw_data = model.graph.initializer[1].raw_data[:-4]
+    for computed in (False, True):
+        text = r"LSTM 'the node': R: 'R(16)?' of shape \(1, 16, 4\) is cut short"
+        with pytest.raises(ValueError, match=text):
+            bridge.load(model)
+        if not computed:
+            model.graph.initializer[1].name = "R16"
+            cast = helper.make_node("Cast", ["R16"], ["R"], to=TensorProto.FLOAT)
+            model.graph.node.insert(0, cast)
+    path = tmp_path / "net.onnx"
+    onnx.save(one_node("LSTM")[0], path, save_as_external_data=True, size_threshold=0,
+              location="net.data")  # fmt: skip
+    assert len(bridge.load(path)) == 1
+    beside = tmp_path / "net.data"
+    beside.write_bytes(beside.read_bytes()[:-300])
+    with pytest.raises(ValueError, match=r"'R'"):
+        bridge.load(path)
+    beside.unlink()
+    with pytest.raises(ValueError, match=r"net\.onnx: .*\bW\b.*net\.data"):
+        bridge.load(path)
 
 
 def changed(op, name, value, **more):
@@ -559,18 +790,32 @@ def test_state_out_is_state_in(kind):
     np.testing.assert_allclose(np.concatenate(parts), layer(x)[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [{}, {"bidirectional": True}, {"batch_first": True},
+                                   {"bidirectional": True, "merge": "mul"}, *SHAPES],
+                         ids=str)  # fmt: skip
 @pytest.mark.parametrize(("kind", "options"), VARIANTS, ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_there_and_back_gives_the_same_bits(kind, options, dtype):
-    layer = KINDS[kind](I, H, num_layers=2, bidirectional=True, dtype=dtype, seed=0, **options)
-    file = io.BytesIO()
-    bridge.export(layer, file)
-    x = np.random.default_rng(0).standard_normal((T, B, I)).astype(dtype)
-    y, nodes = x, bridge.load(file.getvalue())
-    assert [node.compiled for node in nodes] == [True, True]
-    for node in nodes:
-        y, _ = node(y)
-    assert (y == layer(x)[0]).all()
+def test_there_and_back_gives_the_same_layer_and_bits(kind, options, shape, dtype):
+    layer = KINDS[kind](I, H, dtype=dtype, seed=0, **options, **shape)
+    rng, file = np.random.default_rng(0), io.BytesIO()
+    bridge.export(layer, file, lengths=True)
+    (back,) = bridge.load(file.getvalue())
+    assert back.compiled and type(back.layer) is type(layer) and repr(back.layer) == repr(layer)
+    for name in ("merge", "bias", "batch_first", "num_layers", "options"):
+        assert getattr(back.layer, name) == getattr(layer, name), name
+    assert back.layer.params.keys() == layer.params.keys()
+    assert all((back.layer.params[k] == p).all() for k, p in layer.params.items())
+    x = rng.standard_normal((B, T, I) if layer.batch_first else (T, B, I)).astype(dtype)
+    n = layer.num_layers * layer.directions
+    state = tuple(rng.standard_normal((n, B, H)).astype(dtype) for _ in range(layer.states))
+    state = state if layer.states == 2 else state[0]
+    for call in ((x,), (x, state, [T, 0, 4])):
+        for a, b in zip(back(*call), layer(*call), strict=True):
+            assert np.array_equal(a, b)
+    # trained on and exported again it is the same model
+    again = io.BytesIO()
+    bridge.export(back.layer, again, lengths=True)
+    assert again.getvalue() == file.getvalue()
 
 
 def test_what_onnx_cannot_express():
