@@ -5,6 +5,8 @@ Nothing here imports Keras: a layer that is passed brings all that is needed, an
 saved need no framework.
 """
 
+import copy
+
 import numpy as np
 
 from rnnfast import _general, _threads, convert
@@ -84,27 +86,8 @@ class Layer:
 
     def run(self, x, mask=None, initial_state=None):
         """(output, list of states) whether or not states are asked for."""
-        dtype = self.layers[0].dtype
-        x = np.asarray(x, dtype)
-        if x.ndim != 3:
-            raise ValueError(f"x must have shape (B, T, I), got {x.shape}")
-        B, T, _ = x.shape
-        lengths = order = None
-        if mask is not None:
-            mask = np.asarray(mask)
-            if mask.shape != (B, T):
-                raise ValueError(f"mask must have shape {(B, T)}, got {mask.shape}")
-            mask = mask.astype(bool)
-        if self.go_backwards:
-            x, mask = x[:, ::-1], None if mask is None else mask[:, ::-1]
-        if mask is not None:  # the steps that count come first, the layers know how many
-            order = np.argsort(~mask, axis=1, kind="stable")
-            x, lengths = np.take_along_axis(x, order[..., None], 1), mask.sum(axis=1)
-        given = self.state if initial_state is None and self.stateful else initial_state
-        given = [np.asarray(a, dtype) for a in _flat(given)]
-        wanted = sum(layer.states for layer in self.layers)
-        if given and len(given) != wanted:
-            raise ValueError(f"initial_state must have {wanted} arrays, got {len(given)}")
+        x, mask, lengths = self.arranged(x, mask)
+        given = self.initial(initial_state)
         states = []
         for layer in self.layers:
             state = tuple(a[None] for a in given[: layer.states])
@@ -113,13 +96,40 @@ class Layer:
                              lengths)  # fmt: skip
             states.append([a[0] for a in (state if layer.states == 2 else [state])])
         if mask is not None:
-            x = self._spread(x, mask)
+            x = self.spread(x, mask)
         if self.stateful:
             self.state = [a.copy() for a in _flat(states)]
         output = x if self.return_sequences else x[:, -1]
         return output, states if self.stacked else states[0]
 
-    def _spread(self, y, mask):
+    def arranged(self, x, mask):
+        """(x, mask, lengths): in the order of reading, of x the steps that count first; lengths,
+        like the mask, are None where all count."""
+        x = np.asarray(x, self.layers[0].dtype)
+        if x.ndim != 3:
+            raise ValueError(f"x must have shape (B, T, I), got {x.shape}")
+        if mask is not None:
+            mask = np.asarray(mask)
+            if mask.shape != x.shape[:2]:
+                raise ValueError(f"mask must have shape {x.shape[:2]}, got {mask.shape}")
+            mask = mask.astype(bool)
+        if self.go_backwards:
+            x, mask = x[:, ::-1], None if mask is None else mask[:, ::-1]
+        if mask is None:
+            return x, None, None
+        order = np.argsort(~mask, axis=1, kind="stable")
+        return np.take_along_axis(x, order[..., None], 1), mask, mask.sum(axis=1)
+
+    def initial(self, state):
+        """The arrays that a call starts from, as a list; an empty one stands for zeros."""
+        given = self.state if state is None and self.stateful else state
+        given = [np.asarray(a, self.layers[0].dtype) for a in _flat(given)]
+        wanted = sum(layer.states for layer in self.layers)
+        if given and len(given) != wanted:
+            raise ValueError(f"initial_state must have {wanted} arrays, got {len(given)}")
+        return given
+
+    def spread(self, y, mask):
         """Outputs of the steps that count, where these steps are; in between they repeat."""
         index = mask.cumsum(axis=1) - 1
         y = np.take_along_axis(y, np.maximum(index, 0)[..., None], 1)
@@ -135,20 +145,26 @@ class Layer:
 
 
 class Bidirectional:
-    """Two layers that read from both ends, on two threads where there is enough to do; `from_layer`
-    and `from_weights` make them.
+    """Two layers that read from both ends; `from_layer` and `from_weights` make them.
 
     Attributes
     ----------
     forward, backward : Layer
     merge_mode : {"concat", "sum", "mul", "ave", None}
         How the two outputs become one; None gives both.
+    layer : RNN, LSTM or GRU, or None
+        Where both are one cell of the same kind, sizes and options: the bidirectional layer of
+        rnnfast, with ``batch_first``, that computes, over the memory of their weights. Its
+        ``merge`` is `merge_mode`, "concat" where that is None. Where the forward layer has
+        `go_backwards` it reads the sequences turned round. None: each reads by itself, on two
+        threads where there is enough to do.
     """
 
     def __init__(self, forward, backward, merge_mode="concat"):
         if merge_mode not in MERGES:
             raise ValueError(f"merge_mode must be one of {MERGES}, got {merge_mode!r}")
         self.forward, self.backward, self.merge_mode = forward, backward, merge_mode
+        self.layer = _joined(forward, backward, merge_mode)
 
     def __call__(self, x, mask=None, initial_state=None):
         """What the Keras layer returns in inference.
@@ -170,21 +186,53 @@ class Bidirectional:
         """
         given = [*initial_state] if initial_state is not None else []
         half = len(given) // 2
-        sides = ((self.forward, given[:half] or None), (self.backward, given[half:] or None))
+        given = [given[:half] or None, given[half:] or None]
+        # What an output is where a step is left out differs between the directions, but for zeros
+        # throughout, and where there is only the final one
+        alike = mask is None or self.forward.zero_output_for_mask == self.forward.return_sequences
+        run = self._as_one if self.layer is not None and alike else self._as_two
+        y, states = run(x, mask, given)
+        if not self.forward.return_state:
+            return y
+        return (*(y if self.merge_mode is None else (y,)), *states)
+
+    def _as_one(self, x, mask, given):
+        """(output, states) by the bidirectional layer."""
+        pair, sequences = (self.forward, self.backward), self.forward.return_sequences
+        x, mask, lengths = self.forward.arranged(x, mask)
+        initial = [side.initial(state) for side, state in zip(pair, given, strict=True)]
+        state = None
+        if any(initial):
+            zero = np.zeros((len(x), self.layer.hidden_size), self.layer.dtype)
+            initial = [arrays or [zero] * self.layer.states for arrays in initial]
+            state = tuple(map(np.stack, zip(*initial, strict=True)))
+            state = state if self.layer.states == 2 else state[0]
+        y, state = self.layer(x, state, lengths, return_sequences=sequences)
+        states = state if self.layer.states == 2 else (state,)
+        for d, side in enumerate(pair):
+            if side.stateful:
+                side.state = [a[d].copy() for a in states]
+        if mask is not None and sequences:
+            y = self.forward.spread(y, mask)
+        elif mask is not None:
+            y[lengths == 0] = 0
+        if self.merge_mode is None:
+            y = tuple(np.split(y, 2, axis=-1))
+        return y, [a[d] for d in range(2) for a in states]
+
+    def _as_two(self, x, mask, given):
+        """(output, states) by both layers."""
+        sides = (self.forward, self.backward)
 
         def run(k):
-            layer, state = sides[k]
-            return layer.run(x, mask, state)
+            return sides[k].run(x, mask, given[k])
 
         work = np.prod(np.shape(x)[:2]) * sum(a.num_parameters for a in self.forward.layers)
         both = _threads.run_pair(run) if work >= PARALLEL_WORK else [run(0), run(1)]
         (y, states), (back, more) = both
         if self.forward.return_sequences:
             back = back[:, ::-1]
-        y = _merged(self.merge_mode, y, back)
-        if not self.forward.return_state:
-            return y
-        return (*(y if self.merge_mode is None else (y,)), *states, *more)
+        return _merged(self.merge_mode, y, back), [*states, *more]
 
     def reset_state(self):
         """Back to the zero state, where stateful."""
@@ -193,6 +241,29 @@ class Bidirectional:
 
     def __repr__(self):
         return f"Bidirectional({self.forward}, {self.backward}, {self.merge_mode!r})"
+
+
+def _joined(forward, backward, merge_mode):
+    """One bidirectional layer over the weights of both, or None where they differ."""
+    def kind(side):
+        layer = side.layers[0]
+        return (type(layer), layer.input_size, layer.hidden_size, layer.bias, layer.dtype,
+                layer.options, getattr(layer, "clip", None), len(side.layers), side.stacked,
+                side.return_sequences, side.zero_output_for_mask)  # fmt: skip
+
+    if kind(forward) != kind(backward) or len(forward.layers) > 1 or forward.stacked \
+            or forward.go_backwards == backward.go_backwards:  # fmt: skip
+        return None
+    first, second = forward.layers[0], backward.layers[0]
+    layer = copy.copy(first)
+    layer.bidirectional, layer._known_names = True, {}
+    layer.merge = {None: "concat", "ave": "average"}.get(merge_mode, merge_mode)
+    for which in ("params", "grads"):
+        own = {f"{name}_reverse": a for name, a in getattr(second, which).items()}
+        setattr(layer, which, getattr(first, which) | own)
+    if isinstance(layer, tuple(_general.LAYERS.values())):
+        layer.activations = [*first.activations, *second.activations]
+    return layer
 
 
 def _merged(mode, y, back):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import rnnfast
 import rnnfast.keras as bridge
 
 keras = pytest.importorskip("keras")
@@ -165,18 +166,106 @@ def test_bidirectional_of_two_kinds_and_the_wrong_way_round():
             L.GRU(H + 1, return_sequences=True, return_state=True)]  # fmt: skip
     layer = L.Bidirectional(pair[0], backward_layer=pair[1])
     layer(data())
+    assert bridge.from_layer(layer).layer is None
     close(*both(layer))
     close(*both(layer, mask=MASKS["anywhere"]))
 
 
-def test_two_threads_change_no_bit(monkeypatch):
+@pytest.mark.parametrize("as_one", [True, False])
+def test_two_threads_change_no_bit(as_one, monkeypatch):
     layer = random_weights(L.Bidirectional(L.LSTM(H, return_sequences=True, return_state=True)))
     loaded, mask = bridge.from_layer(layer), MASKS["anywhere"]
+    if not as_one:
+        loaded.layer = None
     before = loaded(data(), mask)
     monkeypatch.setattr(bridge, "PARALLEL_WORK", 0)
-    assert all((a == b).all() for a, b in zip(loaded(data(), mask), before, strict=True))
-    with pytest.raises(ValueError, match="x has 2 features"):
-        loaded(data()[..., 1:])
+    monkeypatch.setattr(rnnfast.layers, "PARALLEL_WORK", 0)
+    rnnfast.set_num_threads(2)
+    try:
+        assert all((a == b).all() for a, b in zip(loaded(data(), mask), before, strict=True))
+        with pytest.raises(ValueError, match="x has 2 features"):
+            loaded(data()[..., 1:])
+    finally:
+        rnnfast.set_num_threads(None)
+
+
+@pytest.mark.parametrize("merge", ["concat", "sum", "mul", "ave", None])
+@pytest.mark.parametrize("cell", CELLS)
+def test_bidirectional_is_one_layer(cell, merge):
+    """Of rnnfast, over the same weights: what it computes is what trains and is exported."""
+    for backwards in (False, True):
+        pair = [getattr(L, cell.split()[0])(H, **CELLS[cell], return_sequences=True,
+                                            go_backwards=back)
+                for back in (backwards, not backwards)]  # fmt: skip
+        layer = L.Bidirectional(pair[0], backward_layer=pair[1], merge_mode=merge)
+        close(*both(random_weights(layer)))
+        loaded = bridge.from_layer(layer)
+        one = loaded.layer
+        assert type(one) is getattr(rnnfast, cell.split()[0].removeprefix("Simple"))
+        assert one.bidirectional and one.batch_first
+        assert one.merge == {None: "concat", "ave": "average"}.get(merge, merge)
+        y, _ = one(data()[:, ::-1].copy() if backwards else data())
+        want = loaded(data())
+        assert (y == (np.concatenate(want, axis=-1) if merge is None else want)).all()
+        for side, suffix in ((loaded.forward, ""), (loaded.backward, "_reverse")):
+            for name, p in side.layers[0].params.items():
+                assert np.shares_memory(p, one.params[name + suffix])
+        output, _, tape = one.forward(data())
+        one.backward(tape, np.ones_like(output))
+        assert all(g.any() for g in one.grads.values())
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize("sequences", [False, True])
+@pytest.mark.parametrize("merge", ["concat", "mul", None])
+def test_one_layer_and_two_give_the_same_bits(merge, sequences, zero, mask, use_engine):
+    use_engine("fused")
+    for cell in CELLS:
+        saved = [w for seed in (0, 1) for w in make_weights(cell, seed)]
+        options = {"merge_mode": merge, "return_sequences": sequences, "return_state": True,
+                   "zero_output_for_mask": zero, "stateful": True}  # fmt: skip
+        name = cell.split()[0]
+        pair = [bridge.from_weights(saved, name, bidirectional=True, **options, **CELLS[cell])
+                for _ in range(2)]  # fmt: skip
+        assert pair[0].layer is not None
+        pair[1].layer = None
+        state = [rng(k).standard_normal((B, H)).astype(np.float32)
+                 for k in range(4 if cell == "LSTM" else 2)]  # fmt: skip
+        for given in (None, state, None):  # the last goes on from the one before it
+            one, two = (plain(b(data(), MASKS[mask], given)) for b in pair)
+            for a, b in zip(one, two, strict=True):
+                assert np.array_equal(a, b)
+        pair[0].reset_state()
+        again = pair[0](data(), MASKS[mask])
+        pair[1].reset_state()
+        assert np.array_equal(again[0], pair[1](data(), MASKS[mask])[0])
+
+
+def make_weights(cell, seed):
+    layer = getattr(L, cell.split()[0])(H, **CELLS[cell])
+    return random_weights(layer, seed).get_weights()
+
+
+@pytest.mark.parametrize("change", [{"units": H + 1}, {"use_bias": False},
+                                    {"recurrent_activation": "hard_sigmoid"},
+                                    {"reset_after": False}], ids=str)  # fmt: skip
+def test_halves_that_differ_stay_two_layers(change):
+    halves = [L.GRU(**({"units": H, "return_sequences": True} | options), go_backwards=back)
+              for options, back in (({}, False), (change, True))]  # fmt: skip
+    layer = L.Bidirectional(halves[0], backward_layer=halves[1])
+    layer.build((B, T, I))
+    assert bridge.from_layer(layer).layer is None
+    close(*both(layer, mask=MASKS["anywhere"]))
+
+
+def test_one_layer_of_activations_that_are_not_compiled():
+    halves = [L.LSTM(H, activation=name, return_sequences=True, go_backwards=back)
+              for name, back in (("softsign", False), ("elu", True))]  # fmt: skip
+    layer = random_weights(L.Bidirectional(halves[0], backward_layer=halves[1]))
+    assert bridge.from_layer(layer).layer.bidirectional
+    close(*both(layer, mask=MASKS["anywhere"]))
+    close(*both(random_weights(L.Bidirectional(L.GRU(H, activation="relu")))))
 
 
 def test_bidirectional_initial_state():
