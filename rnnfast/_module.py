@@ -76,7 +76,10 @@ class Module:
         for name, value in given.items():
             if hasattr(value, "detach"):
                 value = value.detach().cpu()
-            arrays[name] = np.asarray(value)
+            try:
+                arrays[name] = np.asarray(value)
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{name}: {error}") from None
             if arrays[name].shape != self.params[name].shape:
                 raise ValueError(
                     f"{name}: expected shape {self.params[name].shape}, got {arrays[name].shape}"

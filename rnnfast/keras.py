@@ -293,8 +293,11 @@ def _computing(cell, weights, activation, recurrent_activation, reset_after):
             raise NotImplementedError(f"activation {name!r}; known are {sorted(ACTIVATIONS)}")
     if len(weights) not in (2, 3):
         raise ValueError(f"a cell has 2 or 3 arrays of weights, got {len(weights)}")
-    weights = [a if a.dtype == np.float64 else np.asarray(a, np.float32)
-               for a in map(np.asarray, weights)]  # fmt: skip
+    weights = [*map(np.asarray, weights)]
+    for name, a in zip(("kernel", "recurrent_kernel", "bias"), weights, strict=False):
+        if a.dtype.kind in "bcOSU":
+            raise ValueError(f"{name}: expected real numbers, got {a.dtype}")
+    weights = [a if a.dtype == np.float64 else np.asarray(a, np.float32) for a in weights]
     arrays = getattr(convert, f"keras_to_torch_{cell}")(*weights)
     (I, _), (H, _) = weights[0].shape, weights[1].shape
     options = {"bias": len(weights) == 3, "batch_first": True, "dtype": weights[0].dtype}
@@ -371,8 +374,22 @@ def from_weights(weights, cell, *, activation="tanh", recurrent_activation="sigm
     if n < 1 or len(weights) not in (2 * n, 3 * n):
         raise ValueError(f"expected {2 * n} or {3 * n} arrays of weights, got {len(weights)}")
     each = len(weights) // n
-    computing = [_computing(CELLS[cell], weights[k * each : (k + 1) * each], activation,
-                            recurrent_activation, reset_after) for k in range(n)]  # fmt: skip
+    computing = []
+    for k in range(n):
+        try:
+            layer = _computing(CELLS[cell], weights[k * each : (k + 1) * each], activation,
+                               recurrent_activation, reset_after)  # fmt: skip
+            below = computing[0].input_size if k in (0, num_cells) and computing else \
+                computing[-1].hidden_size if computing else layer.input_size  # fmt: skip
+            if layer.input_size != below:
+                raise ValueError(f"kernel: expected {below} rows, got {layer.input_size}")
+        except ValueError as error:
+            raise ValueError(f"{f'cell {k}: ' if n > 1 else ''}{error}") from None
+        computing.append(layer)
+    if bidirectional and merge_mode not in ("concat", None) \
+            and computing[-1].hidden_size != computing[num_cells - 1].hidden_size:  # fmt: skip
+        raise ValueError(f"merge_mode {merge_mode!r} needs two layers of the same size, got "
+                         f"{computing[num_cells - 1].hidden_size} and {computing[-1].hidden_size}")
     if zero_output_for_mask is None:
         zero_output_for_mask = bidirectional and return_sequences
     options = {"stacked": num_cells > 1, "return_sequences": return_sequences,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from rnnfast import _general, convert
 from rnnfast.layers import GRU, LSTM, RNN
@@ -23,10 +23,11 @@ LAYERS = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
 OUTPUTS = ("Y", "Y_h", "Y_c")
 DEFAULTS = {"rnn": ("Tanh",), "lstm": ("Sigmoid", "Tanh", "Tanh"), "gru": ("Sigmoid", "Tanh")}
-#: Known attributes; `output_sequence` of opset 1 only says whether Y is wanted
-ATTRIBUTES = {"activations", "activation_alpha", "activation_beta", "clip", "direction",
-              "hidden_size", "layout", "output_sequence"}  # fmt: skip
-OWN_ATTRIBUTES = {"rnn": set(), "lstm": {"input_forget"}, "gru": {"linear_before_reset"}}
+#: Known attributes and their types; `output_sequence` of opset 1 only says whether Y is wanted
+ATTRIBUTES = {"activations": "STRINGS", "activation_alpha": "FLOATS", "activation_beta": "FLOATS",
+              "clip": "FLOAT", "direction": "STRING", "hidden_size": "INT", "layout": "INT",
+              "output_sequence": "INT"}  # fmt: skip
+OWN_ATTRIBUTES = {"rnn": {}, "lstm": {"input_forget": "INT"}, "gru": {"linear_before_reset": "INT"}}
 DIRECTIONS = ("forward", "reverse", "bidirectional")
 RANDOM = ("Random", "Multinomial", "Bernoulli")  # what makes no constant, whatever it is made from
 #: What may stand between two layers of a stack; what it does there is found out by doing it
@@ -397,9 +398,9 @@ def _constant(name, scopes, opsets):
     for tensor in initializers.values():
         try:
             numpy_helper.to_array(tensor)
-        except ValueError as error:
-            raise ValueError(f"{tensor.name!r} of shape {tuple(tensor.dims)} is cut short "
-                             f"({error})") from None  # fmt: skip
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{tensor.name!r} of shape {tuple(tensor.dims)} is cut short or "
+                             f"damaged ({error})") from None  # fmt: skip
     if name in initializers:
         return numpy_helper.to_array(initializers[name])
     from onnx.reference import ReferenceEvaluator
@@ -437,10 +438,14 @@ class _Found(NamedTuple):
 def _node(proto, scopes, opsets):
     cell = CELLS[proto.op_type]
     me = f"{proto.op_type} {proto.name or next(filter(None, proto.output), '')!r}"
-    attributes = {a.name: helper.get_attribute_value(a) for a in proto.attribute}
-    unknown = sorted(attributes.keys() - ATTRIBUTES - OWN_ATTRIBUTES[cell])
+    kinds = ATTRIBUTES | OWN_ATTRIBUTES[cell]
+    unknown = sorted({a.name for a in proto.attribute} - kinds.keys())
     if unknown:
         raise NotImplementedError(f"{me}: attributes {unknown} are not the operator's")
+    for a in proto.attribute:
+        if a.type != AttributeProto.AttributeType.Value(kinds[a.name]):
+            raise ValueError(f"{me}: {a.name} must be of type {kinds[a.name]}")
+    attributes = {a.name: helper.get_attribute_value(a) for a in proto.attribute}
     inputs = {role: name for role, name in zip(INPUTS, proto.input, strict=False) if name}
     given = {}
     for role in inputs.keys() - {"X"}:
@@ -453,9 +458,19 @@ def _node(proto, scopes, opsets):
             raise ValueError(f"{me}: there is no {role}")
         if role in inputs and given[role] is None:
             raise ValueError(f"{me}: {role} ({inputs[role]!r}) is not a constant of the model")
-    direction = attributes.get("direction", b"forward").decode()
+        if role in inputs and given[role].dtype.kind in "iubcOSU":
+            raise ValueError(f"{me}: {role} ({inputs[role]!r}) must hold real numbers, "
+                             f"got {given[role].dtype}")  # fmt: skip
+        if role in inputs and given[role].dtype != given["W"].dtype:
+            raise ValueError(f"{me}: {role} ({inputs[role]!r}) must be {given['W'].dtype} as W is, "
+                             f"got {given[role].dtype}")  # fmt: skip
+    direction = attributes.get("direction", b"forward").decode(errors="replace")
     if direction not in DIRECTIONS:
         raise ValueError(f"{me}: direction must be one of {DIRECTIONS}, got {direction!r}")
+    if attributes.get("layout", 0) not in (0, 1):
+        raise ValueError(f"{me}: layout must be 0 or 1, got {attributes['layout']}")
+    if attributes.get("clip", 0) < 0:
+        raise ValueError(f"{me}: clip must be positive, got {attributes['clip']}")
     wanted = _wanted(me, cell, direction, attributes, given, inputs)
     layer = _layer([wanted])
     lengths = given.get("sequence_lens")
@@ -543,7 +558,7 @@ def _real(a):
 def _activations(me, cell, D, attributes):
     """[(name, alpha, beta), ...] for each direction; None for what an activation does not take."""
     each = len(DEFAULTS[cell])
-    names = [a.decode() for a in attributes.get("activations", [])]
+    names = [a.decode(errors="replace") for a in attributes.get("activations", [])]
     if not names:
         names = [*DEFAULTS[cell]] * D
     if len(names) != each * D:
@@ -618,6 +633,11 @@ def _link(a, b, glue):
         return None
     if list(b.proto.input).count(X) > 1:
         return None
+    width = a.node.layer.hidden_size * (a.node.layer.directions if merge == "concat" else 1)
+    if b.wanted.input_size != width:
+        W = b.node.inputs["W"]
+        raise ValueError(f"{b.node.op_type} {b.node.name!r}: W ({W!r}) must be for {width} "
+                         f"features, which {X!r} has, got {b.wanted.input_size}")  # fmt: skip
     ours, theirs = (one.node.inputs.get("sequence_lens") for one in (a, b))
     if ours != theirs and not (a.node.lengths is not None
                                and np.array_equal(a.node.lengths, b.node.lengths)):  # fmt: skip

@@ -89,15 +89,21 @@ def _load_npz(path, prefix):
     import zipfile  # 10 ms: only where it is used
     import zlib
 
-    try:
-        with open(path, "rb") as file:
+    arrays, name = {}, ""
+    with open(path, "rb") as file:
+        try:
             if file.read(2) != b"PK":  # else NumPy takes it for one array or a pickle
                 raise ValueError("no archive")
             file.seek(0)
             with np.load(file, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files if name.startswith(prefix)}
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path}: cut short or not an .npz file of arrays ({error})") from None
+                for name in archive.files:
+                    if name.startswith(prefix):
+                        arrays[name] = archive[name]
+        except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error,
+                NotImplementedError) as error:  # fmt: skip
+            raise ValueError(f"{path}: {name + ': ' if name else ''}cut short or not an .npz file "
+                             f"of arrays ({error})") from None  # fmt: skip
+    return arrays
 
 
 def _load_safetensors(path, prefix):

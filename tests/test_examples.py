@@ -67,6 +67,11 @@ CLAIMS = {
         ("difference of the outputs: NUMBER", 0, 1e-5),
         ("rnnfast: loss NUMBER bits", 3, 4.3),
     ],
+    "13_two_processes": [
+        ("1 at work: loss .*then NUMBER bits", 3, 4.3),
+        ("2 at work: loss .*then NUMBER bits", 3, 4.3),
+        ("of losses and weights: NUMBER", 0, 1e-3),
+    ],
     "20_sunspots": [
         ("as eleven years earlier: mean absolute error NUMBER", 26.9, 26.9),
         ("linear autoregression  : mean absolute error NUMBER", 23.5, 23.8),
@@ -95,7 +100,7 @@ CLAIMS = {
     ],
 }
 
-NEEDS = {"12_swap_a_torch_layer": "torch"}
+NEEDS = {"12_swap_a_torch_layer": "torch", "13_two_processes": "torch"}
 
 
 def test_every_example_has_its_claim():
@@ -108,6 +113,8 @@ def test_example(name, tmp_path):
         pytest.importorskip(NEEDS[name])
     # one thread: products this small gain nothing by two, and tests share the machine
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+    if sys.platform == "linux":  # gloo warns where the machine's own name cannot be looked up
+        environment["GLOO_SOCKET_IFNAME"] = "lo"
     command = [sys.executable, "-W", "error", str(EXAMPLES / f"{name}.py")]
     run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True,
                          encoding="utf-8", timeout=300)  # fmt: skip

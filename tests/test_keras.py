@@ -387,6 +387,19 @@ def test_wrong_weights():
             ([kernel, recurrent, bias[1:]], r"bias: expected shape \(20\), got")):  # fmt: skip
         with pytest.raises(ValueError, match=text):
             bridge.from_weights(weights, "LSTM")
+    other = [np.ones(s, np.float32) for s in ((3, 24), (6, 24), (24,))]
+    for weights, options, text in (
+            ([kernel, recurrent, np.array([None] * 20)], {}, "bias: expected real numbers"),
+            ([kernel, recurrent, bias] * 2, {"num_cells": 2},
+             "cell 1: kernel: expected 5 rows, got 3"),
+            ([kernel, recurrent, bias, kernel[1:], recurrent, bias], {"bidirectional": True},
+             "cell 1: kernel: expected 3 rows, got 2"),
+            ([kernel, recurrent, bias, kernel, recurrent, bias[1:]], {"bidirectional": True},
+             r"cell 1: bias: expected shape \(20\), got"),
+            ([kernel, recurrent, bias, *other], {"bidirectional": True, "merge_mode": "sum"},
+             "merge_mode 'sum' needs two layers of the same size, got 5 and 6")):  # fmt: skip
+        with pytest.raises(ValueError, match=text):
+            bridge.from_weights(weights, "LSTM", **options)
     with pytest.raises(ValueError, match="reset_after=False does not go with a bias"):
         bridge.from_weights(make("GRU").get_weights(), "GRU", reset_after=False)
 

@@ -718,6 +718,36 @@ def test_wrong_shapes_name_the_tensor(name, shape, want):
         bridge.load(model)
 
 
+@pytest.mark.parametrize(("value", "text"), [
+    (np.ones((1, 16, H), np.int64), "R ('R') must hold real numbers, got int64"),
+    (np.full((1, 16, H), "x", object), "R ('R') must hold real numbers, got object"),
+    (np.ones((1, 16, H), np.float64), "R ('R') must be float32 as W is, got float64"),
+])  # fmt: skip
+def test_wrong_types_name_the_tensor(value, text):
+    with pytest.raises(ValueError, match=re.escape(f"LSTM 'the node': {text}")):
+        bridge.load(changed("LSTM", "R", value))
+
+
+def test_a_layer_for_another_width_than_the_one_below_gives():
+    nodes, constants = layer_nodes("GRU", 2, 2)
+    constants["W1"] = constants["W1"][..., 1:]
+    with pytest.raises(ValueError, match=r"GRU 'node1': W \('W1'\) must be for 8 features, which "
+                                         "'y0' has, got 7"):  # fmt: skip
+        bridge.load(by_hand(nodes, constants, ["y1"])[0])
+
+
+def test_a_damaged_model():
+    """Whatever byte is wrong, it is a model all the same or an error that says so."""
+    data = one_node("GRU")[0].SerializeToString()
+    for at in range(len(data)):
+        damaged = bytearray(data)
+        damaged[at] ^= 0x55
+        try:
+            bridge.load(bytes(damaged))
+        except (ValueError, NotImplementedError):
+            pass
+
+
 def test_unknown_attributes_and_activations():
     for attributes, error, text in (
             ({"magic": 1}, NotImplementedError, r"GRU 'the node': attributes \['magic'\] are not"),
@@ -725,7 +755,11 @@ def test_unknown_attributes_and_activations():
             ({"activations": ["Sigmoid", "Swish"]}, NotImplementedError, "activation 'Swish'"),
             ({"activations": ["Sigmoid"]}, ValueError, r"expected 2 activations, got "),
             ({"activations": ["Sigmoid", "ScaledTanh"]}, ValueError, "needs activation_alpha"),
-            ({"direction": "up"}, ValueError, "direction must be one of")):  # fmt: skip
+            ({"direction": "up"}, ValueError, "direction must be one of"),
+            ({"direction": 1}, ValueError, "GRU 'the node': direction must be of type STRING"),
+            ({"activations": 1}, ValueError, "activations must be of type STRINGS"),
+            ({"layout": 2}, ValueError, "layout must be 0 or 1, got 2"),
+            ({"clip": -1.0}, ValueError, "clip must be positive, got -1.0")):  # fmt: skip
         with pytest.raises(error, match=text):
             bridge.load(one_node("GRU", **attributes)[0])
 

@@ -119,6 +119,38 @@ def test_a_file_cut_short(tmp_path, suffix, keep):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_damaged_file(tmp_path, suffix):
+    """Whatever byte is wrong: either a value is (safetensors has no checksum), a name is, or the
+    message says that the file is damaged."""
+    net, path = rnnfast.GRU(1, 1, seed=0), tmp_path / f"w{suffix}"
+    net.save_state_dict(path)
+    data, before = path.read_bytes(), net.state_dict()
+    for at in range(len(data)):
+        damaged = bytearray(data)
+        damaged[at] ^= 0xFF
+        path.write_bytes(damaged)
+        try:
+            net.load_state_dict(path)
+        except (ValueError, KeyError) as error:
+            assert f"w{suffix}: " in str(error) or "expected shape" in str(error)
+            assert same(net.params, before)
+        net.load_state_dict(before)
+
+
+def test_the_array_that_is_damaged_is_named(tmp_path):
+    net, path = layer("GRU"), tmp_path / "w.npz"
+    net.save_state_dict(path)
+    data = bytearray(path.read_bytes())
+    at = data.find(net.params["weight_hh_l1"].tobytes())
+    data[at] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"w\.npz: weight_hh_l1: cut short or not an \.npz file"):
+        net.load_state_dict(path)
+    with pytest.raises(ValueError, match="weight_hh_l1: setting an array element"):
+        net.load_state_dict(net.state_dict() | {"weight_hh_l1": [[1.0], [2.0, 3.0]]})
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_missing_file(tmp_path, suffix):
     with pytest.raises(FileNotFoundError, match=f"none{suffix}"):
         layer().load_state_dict(tmp_path / f"none{suffix}")
