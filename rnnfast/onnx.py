@@ -745,7 +745,8 @@ class _Glue:
         wide = np.moveaxis(probe, axis, 2).reshape(*sizes, D * H)
         merged = {"concat": wide, "sum": probe.sum(axis), "mul": probe.prod(axis),
                   "average": probe.mean(axis)}  # fmt: skip
-        values, versions = {self.Y: probe}, {o.domain: o.version for o in opsets}
+        values = {self.Y: probe}
+        versions = {o.domain.removeprefix("ai.onnx"): o.version for o in opsets}
         for node in self.scope.nodes:
             known = [name for name in node.input if name in values]
             if node.op_type not in GLUE or node.domain not in ("", "ai.onnx") or not known:
