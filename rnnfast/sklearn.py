@@ -526,15 +526,17 @@ class _SequenceEstimator(BaseEstimator):
         _need("safetensors")
         try:
             tensors, metadata = _checkpoint._read(path, KIND)
-            name = metadata["estimator"]
-            if name != cls.__name__:
-                raise ValueError(f"{path}: holds a {name}, not a {cls.__name__}")
-            self = cls.__new__(cls)
-            self.__setstate__(_from_json(metadata["state"], tensors))
         except InputError as error:
             raise ValueError(str(error)) from None
-        except KeyError as error:
-            raise ValueError(f"{path}: damaged, {error} is missing") from None
+        name = metadata.get("estimator", cls.__name__)
+        if name != cls.__name__:
+            raise ValueError(f"{path}: holds a {name}, not a {cls.__name__}")
+        self = cls.__new__(cls)
+        try:
+            self.__setstate__(_from_json(metadata["state"], tensors))
+            check_is_fitted(self, "network_")
+        except (KeyError, AttributeError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: damaged ({type(error).__name__}: {error})") from None
         return self
 
 

@@ -611,6 +611,11 @@ def test_damaged_files(tmp_path):
         path.write_bytes(data[:cut])
         with pytest.raises(ValueError, match="model"):
             SequenceClassifier.load(path)
+    for was in (b"_weights", b"_built", b"float32"):
+        assert was in data
+        path.write_bytes(data.replace(was, bytes([was[0] ^ 1]) + was[1:]))
+        with pytest.raises(ValueError, match=r"model: damaged \("):
+            SequenceClassifier.load(path)
 
 
 def test_imported_only_when_asked_for():
