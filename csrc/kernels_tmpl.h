@@ -830,18 +830,18 @@ enum { FN(nv1) = 8, FN(nv2) = 8, FN(nv4) = 4, FN(nv6) = 4 };
 enum { FN(nv1) = 8, FN(nv2) = 4, FN(nv4) = 2, FN(nv6) = 2 };
 #endif
 
-/* Blocks: GEMM_KC of k, so that a tile's rows of A stay in the first cache; GEMM_MC rows, whose part
- * of A stays in the second; GEMM_NC columns, whose part of B passes through it. */
+/* Blocks: RF_GEMM_KC of k, so that a tile's rows of A stay in the first cache; gemm_mc rows, whose part
+ * of A (256 kB) stays in the second; gemm_nc columns, whose part of B (128 kB) passes through it. B is
+ * copied 512 bytes of a row at a time: every row may lie in another page. */
 #ifndef RF_GEMM_KC
 #define RF_GEMM_KC 256
-#define RF_GEMM_MC 192
 #endif
-enum { FN(gemm_nc) = 256 / sizeof(REAL) }; /* <= RF_PANEL */
+enum { FN(gemm_mc) = 1024 / sizeof(REAL), FN(gemm_nc) = 512 / sizeof(REAL) };
 
-/* n <= RF_PANEL columns of row-major B as a panel [k][NC], zeros past n. */
+/* n <= gemm_nc columns of row-major B as panels [k][RF_PANEL], zeros past n. */
 RF_INLINE void FN(pack_columns)(ptrdiff_t n, ptrdiff_t k, const REAL *b, ptrdiff_t ldb, REAL *out) {
-    for (ptrdiff_t p = 0; p < k; p++, b += ldb, out += FN(gemm_nc)) {
-        EACH(n, { v_store(out + j, LD(b)); });
+    for (ptrdiff_t p = 0; p < k; p++, b += ldb, out += RF_PANEL) {
+        EACH(n, { v_store(out + j / RF_PANEL * k * RF_PANEL + j % RF_PANEL, LD(b)); });
     }
 }
 
@@ -866,12 +866,12 @@ RF_INLINE void FN(pack_rows)(ptrdiff_t m, ptrdiff_t blocks, ptrdiff_t k, const R
 static void KN(gemm)(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, const REAL *a, ptrdiff_t ars,
                      ptrdiff_t acs, const REAL *b, ptrdiff_t ldb, ptrdiff_t panel, int add, REAL *c,
                      ptrdiff_t ldc) {
-    _Alignas(64) REAL columns[RF_GEMM_KC * FN(gemm_nc)], side[RF_GEMM_MC * RF_GEMM_KC];
+    _Alignas(64) REAL columns[RF_GEMM_KC * FN(gemm_nc)], side[FN(gemm_mc) * RF_GEMM_KC];
     if (k == 0 && !add)
         for (ptrdiff_t i = 0; i < m; i++) memset(c + i * ldc, 0, (size_t)n * sizeof *c);
     /* What is copied must be read often enough: B once per six rows, A once per NC columns. */
-    const int copy_b = panel == RF_PANEL && m > 12, copy_a = acs != 1 && n > 2 * FN(gemm_nc);
-    const ptrdiff_t parts = (m + RF_GEMM_MC - 1) / RF_GEMM_MC;
+    const int copy_b = panel == RF_PANEL && m > 12, copy_a = acs != 1 && n > FN(gemm_nc);
+    const ptrdiff_t parts = (m + FN(gemm_mc) - 1) / FN(gemm_mc);
     for (ptrdiff_t p = 0; p < k; p += RF_GEMM_KC) {
         const ptrdiff_t kc = k - p < RF_GEMM_KC ? k - p : RF_GEMM_KC;
         const int plus = add || p > 0;
@@ -887,7 +887,7 @@ static void KN(gemm)(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, const REAL *a, ptrdi
                 ptrdiff_t ld = ldb, apart = panel;
                 if (copy_b) {
                     FN(pack_columns)(w, kc, bj, ldb, columns);
-                    bj = columns, ld = FN(gemm_nc), apart = RF_PANEL;
+                    bj = columns, ld = RF_PANEL, apart = kc * RF_PANEL;
                 }
                 for (ptrdiff_t block = 0, i = 0, rows; block < blocks; block++, i += rows) {
                     rows = FN(block_rows)(least, larger, block);

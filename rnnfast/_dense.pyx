@@ -9,8 +9,9 @@ from libc.stdint cimport int64_t
 from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
 
+from rnnfast._memory cimport empty
 from rnnfast._product cimport gemm, gemm_weights, is_fixed, pack, packed_data
-from rnnfast._seq cimport data, empty, matrix, optional_vector, vector
+from rnnfast._seq cimport data, matrix, optional_vector, vector
 
 from rnnfast._seq import scatter_add
 

@@ -8,11 +8,11 @@ from libc.string cimport memcpy, memset
 
 from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
+from rnnfast._memory cimport empty
 from rnnfast._product cimport gemm, gemm_weights, inside, is_fixed, pack, packed_data, panels
 from rnnfast._seq cimport (
     Packed,
     data,
-    empty,
     matrix,
     optional_matrix,
     optional_vector,

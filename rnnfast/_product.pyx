@@ -7,13 +7,12 @@ nor on the instruction set (docs/arithmetic.md).
 
 import importlib
 
-import numpy as np
-
 cimport numpy as cnp
 from libc.string cimport memcpy, memset
 
 from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
+from rnnfast._memory cimport empty
 from rnnfast._types cimport real_t
 
 cnp.import_array()
@@ -104,7 +103,7 @@ cdef object pack(object w, Py_ssize_t gates=1):
     cdef Py_ssize_t n = w.shape[0] // gates, k = w.shape[1], wide = PANEL if gates == 1 else TILE
     cdef int num = _seq.typenum(w)
     cdef void *source = _seq.data(w, "weights", num, (gates * n, k))
-    cdef cnp.ndarray out = np.empty((n + wide - 1) // wide * wide * k * gates, w.dtype)
+    cdef cnp.ndarray out = empty((n + wide - 1) // wide * wide, k * gates, num)
     if num == cnp.NPY_FLOAT:
         K.pack(gates, n, k, <float *>source, k, <float *>cnp.PyArray_DATA(out))
     else:
@@ -120,7 +119,7 @@ cdef object panels(object w):
     cdef Py_ssize_t k = w.shape[0], n = w.shape[1], j, p, q
     cdef int num = _seq.typenum(w)
     cdef void *source = _seq.data(w, "weights", num, (k, n))
-    cdef cnp.ndarray out = np.empty((n + PANEL - 1) // PANEL * PANEL * k, w.dtype)
+    cdef cnp.ndarray out = empty((n + PANEL - 1) // PANEL * PANEL, k, num)
     cdef void *to = cnp.PyArray_DATA(out)
     with nogil:
         for q in range((n + PANEL - 1) // PANEL):

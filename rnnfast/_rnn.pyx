@@ -8,6 +8,7 @@ from libc.string cimport memcpy, memset
 
 from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
+from rnnfast._memory cimport empty
 from rnnfast._product cimport (
     gemm,
     gemm_weights,
@@ -17,7 +18,7 @@ from rnnfast._product cimport (
     packed_data,
     panels,
 )
-from rnnfast._seq cimport Packed, empty, matrix, optional_matrix, optional_vector, time_of
+from rnnfast._seq cimport Packed, matrix, optional_matrix, optional_vector, time_of
 from rnnfast._types cimport real_t
 
 from rnnfast._dense import (

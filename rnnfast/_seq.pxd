@@ -29,7 +29,6 @@ cdef void *optional_matrix(object a, str name, int num, Py_ssize_t rows, Py_ssiz
                            bint write=*) except? NULL
 cdef void *vector(object a, str name, int num, Py_ssize_t n, bint write=*) except? NULL
 cdef void *optional_vector(object a, str name, int num, Py_ssize_t n, bint write=*) except? NULL
-cdef object empty(Py_ssize_t rows, Py_ssize_t columns, int num)
 cdef object offsets_of(object batch_sizes, Py_ssize_t B, Py_ssize_t N)
 cdef void pack(Packed *q, object batch_sizes, object offsets, object resets, Py_ssize_t B,
                Py_ssize_t N, bint reverse) except *

@@ -83,13 +83,6 @@ cdef void *optional_vector(object a, str name, int num, Py_ssize_t n,
     return NULL if a is None else vector(a, name, num, n, write)
 
 
-cdef object empty(Py_ssize_t rows, Py_ssize_t columns, int num):
-    """np.empty((rows, columns)) of the dtype `num`."""
-    cdef cnp.npy_intp dims[2]
-    dims[0], dims[1] = rows, columns
-    return cnp.PyArray_EMPTY(2, dims, num, 0)
-
-
 cdef object offsets_of(object batch_sizes, Py_ssize_t B, Py_ssize_t N):
     """Row of each step's first sequence, [T], after checking that the sizes make sense."""
     if not isinstance(batch_sizes, np.ndarray) \

@@ -12,8 +12,9 @@ from libc.string cimport memcpy
 
 from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
+from rnnfast._memory cimport empty
 from rnnfast._product cimport gemm_weights, inside_size, pack, packed_data
-from rnnfast._seq cimport empty, matrix, optional_matrix, optional_vector
+from rnnfast._seq cimport matrix, optional_matrix, optional_vector
 from rnnfast._types cimport real_t
 
 from rnnfast._dense import lookup_table, total_bias

@@ -1,0 +1,126 @@
+"""Memory of the large arrays that every call makes anew: tapes, packed weights, outputs.
+
+malloc gives memory of this size back to the system as soon as it is freed, and the next call pays
+for every page again, which the system fills with zeros first: a quarter of a training step at
+T x B x H = 64 x 32 x 128 (docs/performance.md). What was freed last is kept here instead, up to
+`KEEP` bytes in all.
+"""
+
+import numpy as np
+
+cimport numpy as cnp
+from libc.stdlib cimport free
+
+cnp.import_array()
+
+cdef extern from *:
+    """
+    #include <stdlib.h>
+    #if defined(__SANITIZE_ADDRESS__)
+    enum { RF_SMALL = 0x7fffffff }; /* the sanitizer is to see every array's own end */
+    #else
+    enum { RF_SMALL = 1 << 16 };
+    #endif
+    #if defined(_WIN32)
+    static void *rf_allocate(size_t size) { return malloc(size); }
+    #else
+    static void *rf_allocate(size_t size) {
+        void *p = NULL;
+        return posix_memalign(&p, 64, size) ? NULL : p;
+    }
+    #endif
+    """
+    enum:
+        RF_SMALL  # smaller arrays are NumPy's business, which keeps memory of that size itself
+    void *rf_allocate(size_t size) nogil
+
+cdef enum:
+    PLACES = 64
+
+cdef size_t KEEP = 256 << 20
+cdef void *kept[PLACES]     # the oldest first
+cdef size_t sizes[PLACES]
+cdef int count = 0
+cdef size_t total = 0
+
+
+cdef size_t rounded(size_t size):
+    """To one of eight sizes between powers of two, so that what was freed fits again."""
+    cdef size_t step = 1
+    while step * 16 <= size:
+        step *= 2
+    return (size + step - 1) // step * step
+
+
+cdef void *remove(int place):
+    """Take a piece out of what is kept."""
+    global count, total
+    cdef void *p = kept[place]
+    cdef int k
+    total -= sizes[place]
+    count -= 1
+    for k in range(place, count):
+        kept[k], sizes[k] = kept[k + 1], sizes[k + 1]
+    return p
+
+
+cdef class Piece:
+    """Owner of an array's memory, under the GIL."""
+    cdef void *memory
+    cdef size_t size
+
+    def __cinit__(self, size_t size):
+        cdef int k
+        self.size = size
+        for k in range(count - 1, -1, -1):  # the newest may still be in a cache
+            if sizes[k] == size:
+                self.memory = remove(k)
+                return
+        self.memory = rf_allocate(size)
+        if self.memory == NULL:
+            raise MemoryError(f"{size} bytes")
+
+    def __dealloc__(self):
+        global count, total
+        if self.memory == NULL:
+            return
+        if self.size > KEEP:
+            free(self.memory)
+            return
+        while count == PLACES or total + self.size > KEEP:
+            free(remove(0))
+        kept[count], sizes[count] = self.memory, self.size
+        count += 1
+        total += self.size
+
+
+cdef object empty(Py_ssize_t rows, Py_ssize_t columns, int num):
+    """np.empty((rows, columns)) of the dtype `num`."""
+    cdef cnp.npy_intp dims[2]
+    cdef size_t size = rows * columns * (sizeof(float) if num == cnp.NPY_FLOAT else sizeof(double))
+    dims[0], dims[1] = rows, columns
+    if size < RF_SMALL:
+        return cnp.PyArray_EMPTY(2, dims, num, 0)
+    cdef Piece piece = Piece(rounded(size))
+    out = cnp.PyArray_SimpleNewFromData(2, dims, num, piece.memory)
+    cnp.set_array_base(out, piece)
+    return out
+
+
+def empty_array(tuple shape, dtype):
+    """np.empty(shape, dtype) for float32 and float64."""
+    cdef Py_ssize_t n = 1, k
+    for k in shape:
+        n *= k
+    return empty(n, 1, cnp.NPY_FLOAT if dtype == np.float32 else cnp.NPY_DOUBLE).reshape(shape)
+
+
+def kept_bytes():
+    """How much is kept."""
+    return total
+
+
+def release():
+    """Give what is kept back to the system."""
+    while count:
+        free(remove(0))
