@@ -12,7 +12,7 @@ copy = mkdir -p $(1) && git ls-files -z -co --exclude-standard | \
 	xargs -0 sh -c 'for f; do test -e "$$f" && printf "%s\0" "$$f"; done' sh | \
 	tar -c --null -T - | tar -x -C $(1)
 
-.PHONY: help dev test test-isa asan tsan annotate bench readme peers sweep thorough lint wheel clean
+.PHONY: help dev test test-isa asan tsan annotate bench readme peers promises sweep thorough lint wheel clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
@@ -71,6 +71,9 @@ readme:  ## paste the figures of bench/results/bench.json into README.md and doc
 
 peers:  ## our layers beside the other libraries installed, over a grid of shapes (THREADS=2, ONLY=...)
 	$(PY) bench/grid.py --threads $(THREADS) --only "$(ONLY)"
+
+promises:  ## the other goals of speed: ragged batches, denormals, steps, threads, peak, memory (ONLY=...)
+	$(PY) bench/promises.py --only "$(ONLY)"
 
 sweep:  ## every float32 through exp, tanh, sigmoid and log1p on every instruction set
 	mkdir -p build
