@@ -46,12 +46,22 @@ asan:  ## the suite under the address and undefined-behaviour sanitizers, with b
 		LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so)" \
 		$(python) -m pytest -q -p no:cacheprovider $(or $(ASAN_TESTS),$(TESTS))
 
+# The modules are built for it too, and tests of many threads run on them; Python and NumPy are not,
+# so what happens inside those is not seen. A child of a fork may start threads: that is the test.
+# --capture=sys: reports go past pytest, which would keep those of tests that pass.
 ROUNDS ?= 10
-tsan:  ## the thread pool's stress test under the thread sanitizer (ROUNDS=...)
+TSAN_TESTS ?= tests/test_threads.py tests/test_invariance.py
+tsan:  ## the pool's stress test, then tests of threads, under the thread sanitizer (ROUNDS=... TSAN_TESTS=...)
 	mkdir -p build
 	$(CC) -O1 -g -std=c11 -fsanitize=thread -Icsrc tests/pool_stress.c csrc/pool.c csrc/cpu.c -pthread \
 		-o build/pool_stress
 	build/pool_stress $(ROUNDS)
+	$(call copy,build/tsan)
+	cd build/tsan && RNNFAST_CFLAGS="-O1 -g -fsanitize=thread" RNNFAST_LDFLAGS=-fsanitize=thread \
+		$(python) setup.py -q build_ext --inplace
+	cd build/tsan && PYTHONPATH=$(CURDIR)/build/tsan OPENBLAS_NUM_THREADS=1 TSAN_OPTIONS=die_after_fork=0 \
+		LD_PRELOAD="$$($(CC) -print-file-name=libtsan.so)" \
+		$(python) -m pytest -q -p no:cacheprovider --capture=sys $(TSAN_TESTS)
 
 annotate:  ## Cython's annotated sources in build/annotate; fails where a nogil line talks to Python
 	$(call copy,build/annotate)

@@ -7,7 +7,7 @@
 #define RNNFAST_POOL_H
 
 /* arg: as given to the run; task: 0 .. tasks-1; worker: 0 .. threads-1, 0 being the caller and no
- * two at once the same, so that it can index scratch memory. A worker's stack is 1 MiB. */
+ * two at once the same, so that it can index scratch memory. A worker's stack is 4 MiB. */
 typedef void rf_task(void *arg, int task, int worker);
 
 /* Call f for each task, in ascending order of their starts, on at most `threads` threads; return

@@ -94,6 +94,39 @@ print(names.count("rnnfast"))
 """
 
 
+@pytest.mark.parametrize("cell", ["RNN", "LSTM", "GRU"])
+def test_many_threads_call_layers(cell):
+    """Inference shares a layer, training has one for each thread; all share the pool's workers."""
+    rng = np.random.default_rng(4)
+    inputs = [rng.standard_normal((30, 24, 40)).astype("float32") for _ in range(4)]
+
+    def everything(shared, x):
+        own = getattr(rnnfast, cell)(40, 48, seed=1)
+        y, _, tape = own.forward(x)
+        dx, _ = own.backward(tape, y)
+        return [shared(x)[0], y, dx, *own.grads.values()]
+
+    shared = getattr(rnnfast, cell)(40, 48, bidirectional=True, seed=2)
+    rnnfast.set_num_threads(1)
+    want = [everything(shared, x) for x in inputs]
+    rnnfast.set_num_threads(3)
+    found = [[] for _ in inputs]
+
+    def work(k):
+        for _ in range(3):
+            found[k].append(everything(shared, inputs[k]))
+
+    callers = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+    for thread in callers:
+        thread.start()
+    for thread in callers:
+        thread.join()
+    for results, expected in zip(found, want, strict=True):
+        assert len(results) == 3
+        for result in results:
+            assert all(np.array_equal(a, b) for a, b in zip(result, expected, strict=True))
+
+
 @pools
 @linux
 def test_workers_leave_signals_to_the_program(tmp_path):
@@ -483,12 +516,14 @@ def build(tmp_path, *flags):
     trial, program = tmp_path / "trial.c", tmp_path / "pool_stress"
     trial.write_text("int main(void) { return 0; }\n")
     plain = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}  # another sanitizer's
-    compiled = subprocess.run(["cc", *flags, trial, "-o", tmp_path / "trial"], capture_output=True)
+    compiled = subprocess.run(["cc", *flags, trial, "-o", tmp_path / "trial"], capture_output=True,
+                              env=plain)  # fmt: skip
     if compiled.returncode or subprocess.run([tmp_path / "trial"], env=plain).returncode:
         pytest.skip(f"{flags} does not work here")
     subprocess.run(["cc", "-std=c11", "-O1", "-g", *flags, "-I", ROOT / "csrc",
                     ROOT / "tests" / "pool_stress.c", ROOT / "csrc" / "pool.c",
-                    ROOT / "csrc" / "cpu.c", "-pthread", "-o", program], check=True)  # fmt: skip
+                    ROOT / "csrc" / "cpu.c", "-pthread", "-o", program], check=True,
+                   env=plain)  # fmt: skip
     return subprocess.run([program], capture_output=True, text=True, timeout=300, env=plain)
 
 
