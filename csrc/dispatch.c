@@ -3,6 +3,13 @@
 #include "rnnfast.h"
 #include "tables.h"
 
+static _Thread_local _Alignas(64) union {
+    float f32[RF_SCRATCH / sizeof(float)];
+    double f64[RF_SCRATCH / sizeof(double)];
+} scratch;
+
+void *rf_scratch(void) { return &scratch; }
+
 static int always(void) { return 1; }
 
 static const struct {

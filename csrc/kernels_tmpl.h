@@ -182,7 +182,18 @@ static double KN(sum_squares)(ptrdiff_t n, double alpha, const REAL *x) {
 }
 
 static void KN(column_sum)(ptrdiff_t N, ptrdiff_t H, const REAL *a, ptrdiff_t lda, REAL *out) {
-    EACH(H, {
+    ptrdiff_t left = H;
+    for (; left >= 8 * VL; left -= 8 * VL, a += 8 * VL, out += 8 * VL) { /* as many sums at a time */
+        v_t s[8];
+RF_UNROLL
+        for (int v = 0; v < 8; v++) s[v] = v_load(out + v * VL);
+        for (ptrdiff_t i = 0; i < N; i++)
+RF_UNROLL
+            for (int v = 0; v < 8; v++) s[v] = v_add(s[v], v_load(a + i * lda + v * VL));
+RF_UNROLL
+        for (int v = 0; v < 8; v++) v_store(out + v * VL, s[v]);
+    }
+    EACH(left, {
         v_t s = LD(out);
         for (ptrdiff_t i = 0; i < N; i++) s = v_add(s, LD(a + i * lda));
         ST(out, s);
@@ -837,6 +848,7 @@ enum { FN(nv1) = 8, FN(nv2) = 4, FN(nv4) = 2, FN(nv6) = 2 };
 #define RF_GEMM_KC 256
 #endif
 enum { FN(gemm_mc) = 1024 / sizeof(REAL), FN(gemm_nc) = 512 / sizeof(REAL) };
+_Static_assert((FN(gemm_mc) + FN(gemm_nc)) * RF_GEMM_KC * sizeof(REAL) <= RF_SCRATCH, "scratch");
 
 /* n <= gemm_nc columns of row-major B as panels [k][RF_PANEL], zeros past n. */
 RF_INLINE void FN(pack_columns)(ptrdiff_t n, ptrdiff_t k, const REAL *b, ptrdiff_t ldb, REAL *out) {
@@ -866,7 +878,7 @@ RF_INLINE void FN(pack_rows)(ptrdiff_t m, ptrdiff_t blocks, ptrdiff_t k, const R
 static void KN(gemm)(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, const REAL *a, ptrdiff_t ars,
                      ptrdiff_t acs, const REAL *b, ptrdiff_t ldb, ptrdiff_t panel, int add, REAL *c,
                      ptrdiff_t ldc) {
-    _Alignas(64) REAL columns[RF_GEMM_KC * FN(gemm_nc)], side[FN(gemm_mc) * RF_GEMM_KC];
+    REAL *columns = rf_scratch(), *side = columns + RF_GEMM_KC * FN(gemm_nc);
     if (k == 0 && !add)
         for (ptrdiff_t i = 0; i < m; i++) memset(c + i * ldc, 0, (size_t)n * sizeof *c);
     /* What is copied must be read often enough: B once per six rows, A once per NC columns. */

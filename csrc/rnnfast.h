@@ -50,6 +50,11 @@ int rf_isa_best(void);
 int rf_kernel_count(void);
 const char *rf_kernel_name(int k);
 
+/* RF_SCRATCH bytes of the calling thread's own, aligned to 64, where a product copies blocks of its
+ * operands: not on the stack, which may be as small as 128 KiB. */
+enum { RF_SCRATCH = 384 << 10 };
+void *rf_scratch(void);
+
 /* Flush-to-zero and denormals-are-zero for the calling thread; leave() puts back what enter() or
  * keep() found. keep() is for calls into other libraries: gradual underflow inside. */
 typedef uint64_t rf_fpmode;

@@ -5,6 +5,7 @@ import numpy as np
 
 cimport numpy as cnp
 from libc.stdint cimport int64_t
+from libc.string cimport memcmp
 
 from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
@@ -24,7 +25,6 @@ cdef double EPS = 1e-5  # layer norm's epsilon, as in reference.sequence
 # Rows from which our own product computes dW as its transpose: then the vectors run over the gates,
 # of which there are more than inputs (dW 76 GFLOP/s, its transpose 95, at 2048 x 512 x 128)
 cdef Py_ssize_t ROWS_TRANSPOSED = 64
-cdef double WORK_FOR_POOL = 2e6  # multiply-adds from which threads pay: docs/performance.md
 
 
 # A product, and a part of it by rows or columns: which changes no chain.
@@ -84,7 +84,7 @@ cdef void run_product(Product *s) noexcept nogil:
     cdef K.rf_fpmode mode = K.enter()
     s.tasks = 1
     s.by_rows = s.m >= s.n
-    if is_fixed() and <double>s.m * s.n * s.k > WORK_FOR_POOL:
+    if is_fixed() and <double>s.m * s.n * s.k >= _seq.WORK_FOR_POOL:
         s.tasks = K.num_threads()
     if s.tasks > 1:
         K.pool_run(s.tasks, s.tasks, product_task, s)
@@ -241,6 +241,22 @@ def column_sum(a, out):
         else:
             K.column_sum(N, n, <double *>pa, n, <double *>po)
         K.leave(mode)
+
+
+def bias_sums(da, grads):
+    """`column_sum` into grads["b_ih"] and grads["b_hh"], where they are: once, if they held the same,
+    as they do in every layer that is trained with both."""
+    cdef int num = _seq.typenum(da)
+    cdef bint one = "b_ih" in grads, two = "b_hh" in grads, same = False
+    cdef void *p = vector(grads["b_ih"], "b_ih", num, da.shape[1], True) if one else NULL
+    cdef void *q = vector(grads["b_hh"], "b_hh", num, da.shape[1], True) if two else NULL
+    if one:
+        same = two and memcmp(p, q, grads["b_ih"].nbytes) == 0
+        column_sum(da, grads["b_ih"])
+    if same:
+        grads["b_hh"][...] = grads["b_ih"]
+    elif two:
+        column_sum(da, grads["b_hh"])
 
 
 def column_dot(a, x, out, Py_ssize_t column=0):

@@ -12,6 +12,7 @@ from rnnfast._seq cimport Packed, matrix, optional_matrix, optional_vector, time
 from rnnfast._types cimport real_t
 
 from rnnfast._dense import (
+    bias_sums,
     column_dot,
     column_sum,
     input_product,
@@ -396,9 +397,7 @@ def lstm_backward(tape, dy, dh_n, dc_n, grads, need_dx=True):
     _seq.run_rows(&s, sizeof(Lstm), &s.q, shift, backward_task, s.fixed, N * s.G * H * P,
                   tape["batch_sizes"], offsets)
     weight_product(dah, tape["h_prev"], grads["w_hh"])  # B7
-    for bias in ("b_ih", "b_hh"):
-        if bias in grads:
-            column_sum(da, grads[bias])  # B8
+    bias_sums(da, grads)  # B8
     if w_hr is not None:
         weight_product(dp, tape["m"], grads["w_hr"])
     if peephole is not None:

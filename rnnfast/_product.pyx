@@ -21,10 +21,10 @@ cdef enum:  # RF_PANEL and RF_TILE of csrc/kernels_tmpl.h
     PANEL = 64
     TILE = 16
 
-# From so many rows a step, and up to so many inputs, a step's kernel reads the inputs itself.
-# Estimates: the break-even is not measured yet.
+# From so many rows a step, or up to so many inputs, a step's kernel reads the inputs itself:
+# docs/performance.md has the break-even.
 cdef Py_ssize_t ROWS_INSIDE = 4
-cdef Py_ssize_t INPUTS_INSIDE = 32
+cdef Py_ssize_t INPUTS_INSIDE = 16
 cdef bint fixed = False
 cdef bint used = False
 cdef gemm_f32 blas_f32 = NULL

@@ -22,7 +22,7 @@ from rnnfast._seq cimport Packed, matrix, optional_matrix, optional_vector, time
 from rnnfast._types cimport real_t
 
 from rnnfast._dense import (
-    column_sum,
+    bias_sums,
     input_product,
     input_product_backward,
     total_bias,
@@ -210,8 +210,6 @@ def rnn_backward(tape, dy, dh_n, grads, need_dx=True):
     _seq.run_rows(&s, sizeof(Rnn), &s.q, shift, backward_task, is_fixed(), N * H * H,
                   tape["batch_sizes"], offsets)
     weight_product(da, tape["h_prev"], grads["w_hh"])  # B4
-    for bias in ("b_ih", "b_hh"):
-        if bias in grads:
-            column_sum(da, grads[bias])  # B5
+    bias_sums(da, grads)  # B5
     dx = input_product_backward(tape["x"], tape["w_ih"], da, grads["w_ih"], need_dx)  # B6
     return dx, dh

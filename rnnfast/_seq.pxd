@@ -20,6 +20,9 @@ cdef struct Packed:
 cdef inline Py_ssize_t time_of(const Packed *q, Py_ssize_t s) noexcept nogil:
     return q.T - 1 - s if q.reverse else s
 
+cdef enum:
+    WORK_FOR_POOL = 4000000  # multiply-adds from which threads pay: docs/performance.md
+
 cdef int typenum(object x) except -1
 cdef void *data(object a, str name, int num, tuple shape, bint write=*) except? NULL
 cdef void *optional(object a, str name, int num, tuple shape, bint write=*) except? NULL

@@ -117,9 +117,7 @@ cdef void pack(Packed *q, object batch_sizes, object offsets, object resets, Py_
     q.resets = <const uint8_t *>optional_vector(resets, "resets", cnp.NPY_UINT8, N)
 
 
-# Multiply-adds from which the pool is asked, and rows that a task has at least where sequences end
-# at different steps: docs/performance.md
-cdef double WORK_FOR_POOL = 2e6
+# Rows that a task has at least where sequences end at different steps: a tile's.
 cdef Py_ssize_t ROWS_OF_TASK = 6
 
 

@@ -72,34 +72,89 @@ cdef void step(Cell *s, Py_ssize_t B, const real_t *x, const real_t *start, Py_s
     s.back = not s.back
 
 
-cdef void run_cell(Cell *s, Py_ssize_t T, Py_ssize_t B, const real_t *x, bint summed, real_t *a,
-                   real_t *y, Py_ssize_t ldy) noexcept nogil:
-    """T steps. x: [T B, inputs]; summed: x is NULL and `a` holds the inputs' part of all steps;
-    else a: scratch for as many steps as a product covers. y: rows ldy apart, or NULL."""
-    cdef Py_ssize_t W = s.G * s.H, count = T, first = 0, n, i, t, row
-    cdef bint all_steps = not summed and s.w_ih == NULL
+# T steps of one layer, in one direction or both, over all B sequences or divided into parts.
+cdef struct Job:
+    Cell *cells
+    int num
+    int parts       # of the batch, by rows; a task is a part in a direction
+    Py_ssize_t T
+    Py_ssize_t B
+    char *x         # [T B, inputs], or NULL where
+    char *a         # holds the inputs' sums of all steps; else scratch, `room` rows a direction
+    Py_ssize_t room
+    char *y         # rows ldy apart, the second direction's behind the first's, or NULL
+    Py_ssize_t ldy
+
+
+cdef void run_rows(Cell *s, const Job *job, Py_ssize_t first, Py_ssize_t n, const real_t *x,
+                   real_t *a, real_t *y) noexcept nogil:
+    """T steps of the n sequences from `first` on; x, a, y: of the whole batch."""
+    cdef Py_ssize_t W = s.G * s.H, B = job.B, T = job.T, count = T, done = 0, steps, i, t, row
+    cdef bint all_steps = x != NULL and s.w_ih == NULL  # one product for many steps
     cdef const real_t *x_t
     cdef const real_t *start
     if all_steps:
         count = BLOCK // B + 1
-    while first < T:
-        n = min(count, T - first)
+    while done < T:
+        steps = min(count, T - done)
         if all_steps:
-            row = (T - first - n if s.reverse else first) * B
-            _seq.fill_rows(n * B, W, <real_t *>s.bias, a)
-            gemm_weights(n * B, W, s.inputs, x + row * s.inputs, s.inputs, <real_t *>NULL,
+            row = (T - done - steps if s.reverse else done) * B
+            _seq.fill_rows(steps * B, W, <real_t *>s.bias, a)
+            gemm_weights(steps * B, W, s.inputs, x + row * s.inputs, s.inputs, <real_t *>NULL,
                          <real_t *>s.w_all, <real_t>1, a, W)
-        for i in range(n):
-            t = T - 1 - first - i if s.reverse else first + i
-            if summed:
-                x_t, start = NULL, a + t * B * W
+        for i in range(steps):
+            t = T - 1 - done - i if s.reverse else done + i
+            if x == NULL:
+                x_t, start = NULL, a + (t * B + first) * W
             elif all_steps:
-                x_t, start = NULL, a + (n - 1 - i if s.reverse else i) * B * W
+                x_t, start = NULL, a + (steps - 1 - i if s.reverse else i) * B * W
             else:
-                x_t, start = x + t * B * s.inputs, <real_t *>s.bias
-            step(s, B, x_t, start, 0 if x_t != NULL else W, y + t * B * ldy if y != NULL else NULL,
-                 ldy)
-        first += n
+                x_t, start = x + (t * B + first) * s.inputs, <real_t *>s.bias
+            step(s, n, x_t, start, 0 if x_t != NULL else W,
+                 y + (t * B + first) * job.ldy if y != NULL else NULL, job.ldy)
+        done += steps
+
+
+cdef void run_task(void *arg, int task, int worker) noexcept nogil:
+    cdef Job *job = <Job *>arg
+    cdef Cell s = job.cells[task // job.parts]
+    cdef int part = task % job.parts
+    cdef Py_ssize_t first = job.B * part // job.parts, n = job.B * (part + 1) // job.parts - first
+    cdef Py_ssize_t size = sizeof(float) if job.num == cnp.NPY_FLOAT else sizeof(double)
+    cdef char *y = job.y + s.H * size if job.y != NULL and s.reverse else job.y
+    cdef char *a = job.a if job.x == NULL else job.a + task // job.parts * job.room * s.G * s.H * size
+    s.h = _seq.below(s.h, first * s.H, size)
+    s.c = _seq.below(s.c, first * s.H, size)
+    s.next = _seq.below(s.next, first * s.H, size)
+    if job.num == cnp.NPY_FLOAT:
+        run_rows(&s, job, first, n, <float *>job.x, <float *>a, <float *>y)
+    else:
+        run_rows(&s, job, first, n, <double *>job.x, <double *>a, <double *>y)
+
+
+cdef void run_job(Job *job, int directions) noexcept nogil:
+    """All tasks; then the cells' states are where the last step left them."""
+    cdef Cell *s = job.cells
+    cdef Py_ssize_t work = job.T * job.B * s.G * s.H * (s.H + (s.inputs if job.x != NULL else 0))
+    cdef int threads = K.num_threads() if work * directions >= _seq.WORK_FOR_POOL else 1, d
+    cdef K.rf_fpmode mode
+    cdef void *h
+    job.parts = 1
+    if job.x == NULL or s.w_ih != NULL:  # not with a product that is over the whole batch
+        job.parts = min(<Py_ssize_t>(threads + directions - 1) // directions, job.B)
+    mode = K.enter()
+    if threads > 1 and directions * job.parts > 1:
+        K.pool_run(directions * job.parts, threads, run_task, job)
+    else:
+        for d in range(directions * job.parts):
+            run_task(job, d, 0)
+    K.leave(mode)
+    for d in range(directions):
+        s = &job.cells[d]
+        if job.T % 2:
+            h = s.h
+            s.h, s.next = s.next, h
+            s.back = not s.back
 
 
 cdef class Stack:
@@ -218,17 +273,9 @@ cdef class Stack:
         x: (T, B, inputs), or int64 (T, B) class indices in [0, inputs), C-contiguous;
         out: writable C-contiguous array of T B (directions H) elements, or None.
         """
-        cdef Py_ssize_t N = T * self.B, layer, d, wide = self.features, rows = 0
+        cdef Py_ssize_t N = T * self.B
         cdef cnp.ndarray source = <cnp.ndarray>x
         cdef bint ids = cnp.PyArray_TYPE(source) == cnp.NPY_INT64
-        cdef void *px = cnp.PyArray_DATA(source)
-        cdef void *py = NULL
-        cdef void *pa = NULL
-        cdef void *from_
-        cdef void *to
-        cdef void *buffers[2]
-        cdef Cell *s
-        cdef K.rf_fpmode mode
         if ids:
             if cnp.PyArray_SIZE(source) != N:
                 raise ValueError(f"expected {N} class indices, got {x.size}")
@@ -237,48 +284,17 @@ cdef class Stack:
               or not cnp.PyArray_IS_C_CONTIGUOUS(source) or not cnp.PyArray_ISBEHAVED_RO(source)):
             raise ValueError(f"expected a contiguous {self.dtype} array of {N} x {self.inputs}, "
                              f"got {x.dtype} {x.shape}")
-        if out is not None:
-            if (cnp.PyArray_TYPE(<cnp.ndarray>out) != self.num
-                    or cnp.PyArray_SIZE(<cnp.ndarray>out) != N * wide
-                    or not cnp.PyArray_ISCARRAY(<cnp.ndarray>out)):
-                raise ValueError(f"out: expected a contiguous {self.dtype} array of {N} x {wide}, "
-                                 f"got {out.dtype} {out.shape}")
-            py = cnp.PyArray_DATA(<cnp.ndarray>out)
-        for layer in range(self.layers * self.directions):
-            if self.cells[layer].w_all != NULL:
-                rows = min(N, (BLOCK // self.B + 1) * self.B)
-        if ids:
-            rows = N
-        if rows > self.room:
-            self.scratch, self.room = empty(rows, self.W, self.num), rows
-        if self.scratch is not None:
-            pa = cnp.PyArray_DATA(<cnp.ndarray>self.scratch)
-        buffers[0] = buffers[1] = NULL
-        if self.layers > 1:
-            if N > self.wide_room:
-                self.between = empty(N, wide, self.num), empty(N, wide, self.num)
-                self.wide_room = N
-            for d in range(2):
-                buffers[d] = cnp.PyArray_DATA(<cnp.ndarray>self.between[d])
-        tables = self.tables() if ids else None
-        for layer in range(self.layers):
-            from_ = px if layer == 0 else buffers[(layer - 1) % 2]
-            to = py if layer == self.layers - 1 else buffers[layer % 2]
-            for d in range(self.directions):
-                s = &self.cells[layer * self.directions + d]
-                if ids and layer == 0:
-                    self.look_up(<int64_t *>px, N, tables[d], pa)
-                with nogil:
-                    mode = K.enter()
-                    if self.num == cnp.NPY_FLOAT:
-                        run_cell[float](s, T, self.B, <float *>from_, ids and layer == 0,
-                                        <float *>pa,
-                                        <float *>to + d * self.H if to != NULL else NULL, wide)
-                    else:
-                        run_cell[double](s, T, self.B, <double *>from_, ids and layer == 0,
-                                         <double *>pa,
-                                         <double *>to + d * self.H if to != NULL else NULL, wide)
-                    K.leave(mode)
+        self.advance(source, ids, T, self.memory_of(out, N))
+
+    cdef void *memory_of(self, object out, Py_ssize_t N) except? NULL:
+        if out is None:
+            return NULL
+        if (cnp.PyArray_TYPE(<cnp.ndarray>out) != self.num
+                or cnp.PyArray_SIZE(<cnp.ndarray>out) != N * self.features
+                or not cnp.PyArray_ISCARRAY(<cnp.ndarray>out)):
+            raise ValueError(f"out: expected a contiguous {self.dtype} array of {N} x "
+                             f"{self.features}, got {out.dtype} {out.shape}")
+        return cnp.PyArray_DATA(<cnp.ndarray>out)
 
     def step(self, x, out=None):
         """One time step: (B, inputs) or (B,) class indices to (B, directions H), a new array or
@@ -295,8 +311,49 @@ cdef class Stack:
             return NotImplemented
         if out is None:
             out = empty(self.B, self.features, self.num)
-        self.run(source, 1, out)
+        self.advance(source, False, 1, self.memory_of(out, self.B))
         return out
+
+    cdef int advance(self, cnp.ndarray source, bint ids, Py_ssize_t T, void *y) except -1:
+        """`run` with arguments that were looked at."""
+        cdef Py_ssize_t N = T * self.B, layer, d, rows = 0
+        cdef void *px = cnp.PyArray_DATA(source)
+        cdef void *buffers[2]
+        cdef Job job
+        job.room = 0
+        for layer in range(self.layers * self.directions):
+            if self.cells[layer].w_all != NULL:
+                job.room = min(N, (BLOCK // self.B + 1) * self.B)
+        rows = N if ids else job.room * self.directions
+        if rows > self.room:
+            self.scratch, self.room = empty(rows, self.W, self.num), rows
+        job.a = NULL
+        if self.room:
+            job.a = <char *>cnp.PyArray_DATA(<cnp.ndarray>self.scratch)
+        buffers[0] = buffers[1] = NULL
+        if self.layers > 1:
+            if N > self.wide_room:
+                self.between = [empty(N, self.features, self.num) for _ in range(2)]
+                self.wide_room = N
+            for d in range(2):
+                buffers[d] = cnp.PyArray_DATA(<cnp.ndarray>self.between[d])
+        tables = self.tables() if ids else None
+        job.num, job.T, job.B, job.ldy = self.num, T, self.B, self.features
+        for layer in range(self.layers):
+            job.cells = &self.cells[layer * self.directions]
+            job.x = <char *>(px if layer == 0 else buffers[(layer - 1) % 2])
+            job.y = <char *>(y if layer == self.layers - 1 else buffers[layer % 2])
+            if not ids or layer > 0:
+                with nogil:
+                    run_job(&job, self.directions)
+                continue
+            job.x = NULL
+            for d in range(self.directions):
+                self.look_up(<int64_t *>px, N, tables[d], job.a)
+                job.cells = &self.cells[d]
+                with nogil:
+                    run_job(&job, 1)
+        return 0
 
     cdef object tables(self):
         """Per direction of the first layer: bias + column of W_ih by class, [inputs, W]."""

@@ -1,10 +1,14 @@
-"""Memory of long sequences, measured in a process of its own."""
+"""Memory of long sequences, measured in a process of its own; and what is kept between calls."""
 
 import json
+import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+
+from rnnfast import _memory
 
 SCRIPT = """
 import json, resource, sys
@@ -42,3 +46,47 @@ def test_checkpoints_hold_states_only():
     inputs = 20_000 * 16 * 4 / 2**20
     assert saved["tape"] < inputs + 3 * states + 1
     assert kept["tape"] > 20 * saved["tape"]
+
+
+keeps = pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""),
+                           reason="the address sanitizer is shown every allocation")  # fmt: skip
+
+
+def floats(n):
+    return _memory.empty_array((n,), np.float32)
+
+
+@keeps
+def test_memory_of_large_arrays_is_used_again():
+    _memory.release()
+    a = floats(100_000)
+    where, view = a.ctypes.data, a[:10]
+    del a
+    assert _memory.kept_bytes() == 0  # the view still needs it
+    view[...] = 1
+    del view
+    assert 400_000 <= _memory.kept_bytes() < 450_000
+    assert floats(100_000 - 7).ctypes.data == where
+    assert where % 64 == 0
+    _memory.release()
+    assert _memory.kept_bytes() == 0
+
+
+@keeps
+def test_kept_memory_has_a_limit():
+    _memory.release()
+    pieces = [floats(5_000_000) for _ in range(20)]  # 400 MB, of which no page is touched
+    del pieces
+    assert 200e6 < _memory.kept_bytes() <= 256 * 2**20
+    many = [floats(20_000) for _ in range(200)]
+    del many
+    assert _memory.kept_bytes() <= 256 * 2**20
+    _memory.release()
+
+
+def test_shapes_and_dtypes():
+    for shape in [(), (0, 5), (3, 4), (300, 1, 200)]:
+        for dtype in (np.float32, np.float64):
+            a = _memory.empty_array(shape, np.dtype(dtype))
+            assert a.shape == shape and a.dtype == dtype and a.flags.carray
+            a[...] = 7
