@@ -6,8 +6,6 @@ T x B x H = 64 x 32 x 128 (docs/performance.md). What was freed last is kept her
 `KEEP` bytes in all.
 """
 
-import numpy as np
-
 cimport numpy as cnp
 from libc.stdlib cimport free
 
@@ -94,25 +92,37 @@ cdef class Piece:
         total += self.size
 
 
-cdef object empty(Py_ssize_t rows, Py_ssize_t columns, int num):
-    """np.empty((rows, columns)) of the dtype `num`."""
-    cdef cnp.npy_intp dims[2]
-    cdef size_t size = rows * columns * (sizeof(float) if num == cnp.NPY_FLOAT else sizeof(double))
-    dims[0], dims[1] = rows, columns
+cdef object allocate(int ndim, cnp.npy_intp *shape, int num):
+    cdef size_t size = sizeof(float) if num == cnp.NPY_FLOAT else sizeof(double)
+    cdef int k
+    for k in range(ndim):
+        size *= shape[k]
     if size < RF_SMALL:
-        return cnp.PyArray_EMPTY(2, dims, num, 0)
+        return cnp.PyArray_EMPTY(ndim, shape, num, 0)
     cdef Piece piece = Piece(rounded(size))
-    out = cnp.PyArray_SimpleNewFromData(2, dims, num, piece.memory)
+    out = cnp.PyArray_SimpleNewFromData(ndim, shape, num, piece.memory)
     cnp.set_array_base(out, piece)
     return out
 
 
-def empty_array(tuple shape, dtype):
-    """np.empty(shape, dtype) for float32 and float64."""
-    cdef Py_ssize_t n = 1, k
-    for k in shape:
-        n *= k
-    return empty(n, 1, cnp.NPY_FLOAT if dtype == np.float32 else cnp.NPY_DOUBLE).reshape(shape)
+cdef object empty(Py_ssize_t rows, Py_ssize_t columns, int num):
+    """np.empty((rows, columns)) of the dtype `num`."""
+    cdef cnp.npy_intp shape[2]
+    shape[0], shape[1] = rows, columns
+    return allocate(2, shape, num)
+
+
+def empty_array(tuple shape, cnp.dtype dtype):
+    """np.empty(shape, dtype) for float32 and float64, of up to 8 dimensions."""
+    cdef cnp.npy_intp sizes[8]
+    cdef int k
+    if len(shape) > 8 or dtype.type_num not in (cnp.NPY_FLOAT, cnp.NPY_DOUBLE):
+        raise ValueError(f"cannot make {dtype} of shape {shape}")
+    for k in range(len(shape)):
+        if shape[k] < 0:
+            raise ValueError(f"a size must not be negative, got {shape}")
+        sizes[k] = shape[k]
+    return allocate(len(shape), sizes, dtype.type_num)
 
 
 def kept_bytes():

@@ -14,13 +14,23 @@ class Packing:
 
     Sequences are sorted by length, longest first; row by row come step 0 of all sequences that
     have one, then step 1, and so on. No row stands for padding.
+
+    Attributes
+    ----------
+    T, B, rows : int
+        rows: N, how many packed rows there are.
+    batch_sizes : (T,) int64
+        Sequences that have each step.
+    order, index, lengths : arrays, or None without `lengths`
+        Sequences by length; where each packed row comes from among the T B of a dense array.
     """
 
     def __init__(self, T, B, lengths=None, owner="Packing"):
-        self.T, self.B = T, B
+        self.T, self.B, self.rows = T, B, T * B
         self.order = self.index = self.lengths = None
         if lengths is None:
-            self.batch_sizes = np.full(T, B, np.int64)
+            self.batch_sizes = np.empty(T, np.int64)
+            self.batch_sizes.fill(B)
             return
         lengths = np.asarray(lengths)
         if lengths.dtype.kind not in "iu" and lengths.size:  # NumPy takes [] for float64
@@ -34,14 +44,10 @@ class Packing:
         self.order = np.argsort(-self.lengths, kind="stable")
         ended = np.bincount(self.lengths, minlength=T + 1)[:T].cumsum()
         self.batch_sizes = (B - ended).astype(np.int64)
+        self.rows = int(self.batch_sizes.sum())
         t = np.repeat(np.arange(T), self.batch_sizes)
         b = np.concatenate([np.arange(n) for n in self.batch_sizes]) if B else t
         self.index = t * B + self.order[b]
-
-    @property
-    def rows(self):
-        """N: packed rows."""
-        return int(self.batch_sizes.sum())
 
     def pack(self, x):
         """(T, B, ...) as (N, ...), C-contiguous."""
@@ -70,8 +76,8 @@ class Packing:
         return self.pack(dx)
 
     def sort(self, state):
-        """(..., B, size) in the order of the packed sequences."""
-        return state if self.order is None else np.ascontiguousarray(state[:, self.order])
+        """A copy of (..., B, size) in the order of the packed sequences."""
+        return state.copy() if self.order is None else np.ascontiguousarray(state[:, self.order])
 
     def unsort(self, state):
         """The way back of `sort`."""
@@ -91,15 +97,15 @@ class Block(NamedTuple):
     sizes: np.ndarray
 
 
-def time_blocks(batch_sizes, least=BLOCK_ROWS):
+def time_blocks(packing, least=BLOCK_ROWS):
     """Consecutive blocks of time steps with at least `least` rows each (the last has what is left).
 
     The division depends on the batch sizes alone, so every pass over the same batch makes the same
     engine calls.
     """
-    rows = int(batch_sizes.sum())
-    if rows <= least:
-        return [Block(0, len(batch_sizes), slice(0, rows), batch_sizes)]
+    batch_sizes = packing.batch_sizes
+    if packing.rows <= least:
+        return [Block(0, packing.T, slice(0, packing.rows), batch_sizes)]
     stops = np.cumsum(batch_sizes)
     blocks, start, row = [], 0, 0
     while start < len(batch_sizes):

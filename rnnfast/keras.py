@@ -86,8 +86,8 @@ class Layer:
 
     def run(self, x, mask=None, initial_state=None):
         """(output, list of states) whether or not states are asked for."""
-        x, mask, lengths = self.arranged(x, mask)
-        given = self.initial(initial_state)
+        x, mask, lengths = self._arranged(x, mask)
+        given = self._initial(initial_state)
         states = []
         for layer in self.layers:
             state = tuple(a[None] for a in given[: layer.states])
@@ -96,13 +96,13 @@ class Layer:
                              lengths)  # fmt: skip
             states.append([a[0] for a in (state if layer.states == 2 else [state])])
         if mask is not None:
-            x = self.spread(x, mask)
+            x = self._spread(x, mask)
         if self.stateful:
             self.state = [a.copy() for a in _flat(states)]
         output = x if self.return_sequences else x[:, -1]
         return output, states if self.stacked else states[0]
 
-    def arranged(self, x, mask):
+    def _arranged(self, x, mask):
         """(x, mask, lengths): in the order of reading, of x the steps that count first; lengths,
         like the mask, are None where all count."""
         x = np.asarray(x, self.layers[0].dtype)
@@ -120,7 +120,7 @@ class Layer:
         order = np.argsort(~mask, axis=1, kind="stable")
         return np.take_along_axis(x, order[..., None], 1), mask, mask.sum(axis=1)
 
-    def initial(self, state):
+    def _initial(self, state):
         """The arrays that a call starts from, as a list; an empty one stands for zeros."""
         given = self.state if state is None and self.stateful else state
         given = [np.asarray(a, self.layers[0].dtype) for a in _flat(given)]
@@ -129,7 +129,7 @@ class Layer:
             raise ValueError(f"initial_state must have {wanted} arrays, got {len(given)}")
         return given
 
-    def spread(self, y, mask):
+    def _spread(self, y, mask):
         """Outputs of the steps that count, where these steps are; in between they repeat."""
         index = mask.cumsum(axis=1) - 1
         y = np.take_along_axis(y, np.maximum(index, 0)[..., None], 1)
@@ -199,8 +199,8 @@ class Bidirectional:
     def _as_one(self, x, mask, given):
         """(output, states) by the bidirectional layer."""
         pair, sequences = (self.forward, self.backward), self.forward.return_sequences
-        x, mask, lengths = self.forward.arranged(x, mask)
-        initial = [side.initial(state) for side, state in zip(pair, given, strict=True)]
+        x, mask, lengths = self.forward._arranged(x, mask)
+        initial = [side._initial(state) for side, state in zip(pair, given, strict=True)]
         state = None
         if any(initial):
             zero = np.zeros((len(x), self.layer.hidden_size), self.layer.dtype)
@@ -213,7 +213,7 @@ class Bidirectional:
             if side.stateful:
                 side.state = [a[d].copy() for a in states]
         if mask is not None and sequences:
-            y = self.forward.spread(y, mask)
+            y = self.forward._spread(y, mask)
         elif mask is not None:
             y[lengths == 0] = 0
         if self.merge_mode is None:
@@ -256,8 +256,7 @@ def _joined(forward, backward, merge_mode):
         return None
     first, second = forward.layers[0], backward.layers[0]
     layer = copy.copy(first)
-    layer.bidirectional, layer._known_names = True, {}
-    layer.merge = {None: "concat", "ave": "average"}.get(merge_mode, merge_mode)
+    layer._set_directions(True, {None: "concat", "ave": "average"}.get(merge_mode, merge_mode))
     for which in ("params", "grads"):
         own = {f"{name}_reverse": a for name, a in getattr(second, which).items()}
         setattr(layer, which, getattr(first, which) | own)

@@ -41,6 +41,7 @@ class Bidirectional:
     forward: Layer
     backward: Layer
     merge_mode: Merge
+    layer: Recurrent[Any] | None
     def __init__(self, forward: Layer, backward: Layer, merge_mode: Merge = "concat") -> None: ...
     def __call__(
         self, x: ArrayLike, mask: ArrayLike | None = None, initial_state: Any = None

@@ -2,6 +2,7 @@
 is in the functions of the engine, the equations in docs/math.md."""
 
 import copy
+import functools
 import math
 import warnings
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rnnfast import _engine, _threads
+from rnnfast._memory import empty_array
 from rnnfast._module import Module
 from rnnfast._packing import Packing, time_blocks
 
@@ -50,9 +52,18 @@ def real_array(owner, name, x, dtype):
 
 def gradient(owner, name, dy, shape, dtype):
     """dE/d(output) as `real_array` gives it, of just this shape."""
-    if np.shape(dy) != shape:
-        raise ValueError(f"{owner}: {name} must have shape {shape}, got {np.shape(dy)}")
-    return real_array(owner, name, dy, dtype)
+    dy = real_array(owner, name, dy, dtype)
+    if dy.shape != shape:
+        raise ValueError(f"{owner}: {name} must have shape {shape}, got {dy.shape}")
+    return dy
+
+
+@functools.cache
+def stack_type():
+    """`Stack`; imported where it is used, because its module may have to load BLAS."""
+    from rnnfast._stream import Stack
+
+    return Stack
 
 
 @dataclass
@@ -110,37 +121,32 @@ class Recurrent(Module):
                           stacklevel=3)  # fmt: skip
         self.input_dropout = _probability("input_dropout", input_dropout)
         self.recurrent_dropout = _probability("recurrent_dropout", recurrent_dropout)
-        self.bidirectional = bool(bidirectional)
         self.proj_size = _positive("proj_size", proj_size, least=0)
         if self.proj_size >= self.hidden_size:
             raise ValueError(f"proj_size must be below hidden_size, got {proj_size}")
         if merge not in MERGES:
             raise ValueError(f"merge must be one of {MERGES}, got {merge!r}")
-        self.merge, self.layer_norm = merge, bool(layer_norm)
+        self.layer_norm = bool(layer_norm)
+        self.state_size = self.proj_size or self.hidden_size  # P: the size of h
+        self._set_directions(bool(bidirectional), merge)
         if checkpoint_every is not None:
             checkpoint_every = _positive("checkpoint_every", checkpoint_every)
         self.checkpoint_every = checkpoint_every
         self.options = options
-        self._known_names = {}
         self.training_rng = np.random.default_rng(seed)
         self._initialise(init, forget_bias, self.training_rng)
 
+    def _set_directions(self, bidirectional, merge):
+        """What follows from the number of directions and from how they are merged."""
+        self.bidirectional, self.merge = bidirectional, merge
+        self.directions = 2 if bidirectional else 1
+        self.output_size = self.state_size * (self.directions if merge == "concat" else 1)
+        self._known_names = [
+            {key: f"{stem}_l{layer}{suffix}" for key, (stem, _) in self._shapes(layer).items()}
+            for layer in range(self.num_layers) for suffix in ("", "_reverse")[: self.directions]
+        ]  # fmt: skip
+
     # ---- parameters ------------------------------------------------------------------------
-
-    @property
-    def directions(self):
-        """1, or 2 where bidirectional."""
-        return 2 if self.bidirectional else 1
-
-    @property
-    def state_size(self):
-        """P: the size of h."""
-        return self.proj_size or self.hidden_size
-
-    @property
-    def output_size(self):
-        """Features of the output at each step."""
-        return self.state_size * (self.directions if self.merge == "concat" else 1)
 
     def _gate_rows(self):
         return self.gates * self.hidden_size
@@ -161,11 +167,7 @@ class Recurrent(Module):
 
     def _names(self, layer, direction):
         """Engine name -> parameter name."""
-        if (layer, direction) not in self._known_names:
-            suffix = f"_l{layer}" + ("_reverse" if direction else "")
-            self._known_names[layer, direction] = {
-                key: stem + suffix for key, (stem, _) in self._shapes(layer).items()}
-        return self._known_names[layer, direction]
+        return self._known_names[layer * self.directions + direction]
 
     def _initialise(self, init, forget_bias, rng):
         if init not in ("torch", "keras"):
@@ -197,16 +199,9 @@ class Recurrent(Module):
         """Only an LSTM has a forget gate."""
 
     def _weights(self, layer, direction):
-        """(positional weights, keyword weights) for the engine."""
-        p = {key: self.params[name] for key, name in self._names(layer, direction).items()}
-        first = (p["w_ih"], p["w_hh"], p.get("b_ih"), p.get("b_hh"))
-        rest = {"w_hr": p["w_hr"]} if "w_hr" in p else {}
-        if "peephole" in p:
-            rest["peephole"] = p["peephole"]
-        if self.layer_norm:
-            keys = ("gain_ih", "gain_hh", "gain_c", "bias_c")
-            rest["norm"] = tuple(p[k] for k in keys if k in p)
-        return first, rest
+        """Parameters by engine name."""
+        params = self.params
+        return {key: params[name] for key, name in self._names(layer, direction).items()}
 
     # ---- calls -----------------------------------------------------------------------------
 
@@ -266,22 +261,22 @@ class Recurrent(Module):
 
     def _packed(self, B, steps):
         """The layer's weights, packed as they are now, ready for B sequences."""
-        from rnnfast._stream import Stack
-
-        weights = [{key: self.params[name] for key, name in self._names(k, d).items()}
-                   for k in range(self.num_layers) for d in range(self.directions)]
-        options = self.options
+        params, options = self.params, self.options
+        weights = [{key: params[name] for key, name in names.items()}
+                   for names in self._known_names]  # fmt: skip
         act = options["nonlinearity"] if self.cell == "rnn" else options["gate"]
-        return Stack(self.cell, weights, self.directions, B, act, options.get("coupled", False),
-                     options.get("clip", 0.0), steps)  # fmt: skip
+        return stack_type()(self.cell, weights, self.directions, B, act,
+                            options.get("coupled", False), options.get("clip", 0.0),
+                            steps)  # fmt: skip
 
     def _run_stack(self, x, state, out, sequences):
         """A call with a dense batch on a `Stack`; None where `_run` has to see the arguments."""
         if type(x) is not np.ndarray:
             return None
         ids = x.dtype.kind in "iu"
-        unbatched = x.ndim + ids == 2
-        if x.ndim + ids not in (2, 3) or x.size == 0:
+        ndim = x.ndim + ids
+        unbatched = ndim == 2
+        if ndim not in (2, 3) or x.size == 0:
             return None
         if ids:
             x = x.astype(np.int64, copy=False)
@@ -291,18 +286,21 @@ class Recurrent(Module):
         T, B = x.shape[:2]
         shape = (T, B, self.output_size)
         turned = self.batch_first and not unbatched
-        final = (B, T, self.output_size) if turned else shape[::2] if unbatched else shape
-        if out is not None and (not sequences or type(out) is not np.ndarray or out.shape != final
-                                or out.dtype != self.dtype or not out.flags.writeable):  # fmt: skip
-            return None
+        direct = False  # whether the output goes to `out` at once
+        if out is not None:
+            final = (B, T, self.output_size) if turned else shape[::2] if unbatched else shape
+            if (not sequences or type(out) is not np.ndarray or out.shape != final
+                    or out.dtype != self.dtype or not out.flags.writeable):  # fmt: skip
+                return None
+            direct = not turned and out.flags.carray and not np.may_share_memory(out, x)
         stack = self._packed(B, T)
         if state is not None:
-            stack.set_state(self._states(state, B, Packing(T, B), unbatched))
-        direct = (out is not None and not turned and out.flags.carray
-                  and not np.may_share_memory(out, x))  # fmt: skip
-        y = out if direct else np.empty(shape, self.dtype) if sequences else None
-        stack.run(x if x.flags.carray else np.ascontiguousarray(x), T, y)
-        states = [a[:, 0] if unbatched else a for a in stack.get_state()]
+            stack.set_state(self._states(state, B, None, unbatched))
+        y = out if direct else empty_array(shape, self.dtype) if sequences else None
+        stack.run(np.ascontiguousarray(x), T, y)
+        states = stack.get_state()
+        if unbatched:
+            states = [a[:, 0] for a in states]
         last = states[0] if self.states == 1 else tuple(states)
         if not sequences:
             return self._final_output(states[0]), last
@@ -320,7 +318,7 @@ class Recurrent(Module):
 
     def _arrange(self, x, state, lengths, resets):
         """(rows, states per layer and direction, packing, packed resets, unbatched)."""
-        if isinstance(x, list | tuple):
+        if isinstance(x, (list, tuple)):
             x, lengths = self._stack(x, lengths)
         x = np.asarray(x)
         ids = x.dtype.kind in "iu"
@@ -380,12 +378,12 @@ class Recurrent(Module):
         return (self.state_size, self.hidden_size)[: self.states]
 
     def _states(self, state, B, packing, unbatched):
-        """[array (layers * directions, B, size)] per kind of state, in packed order."""
+        """New arrays (layers * directions, B, size), one per kind of state, in packed order."""
         n = self.num_layers * self.directions
         if state is None:
             return [np.zeros((n, B, size), self.dtype) for size in self._state_sizes()]
         given = (state,) if self.states == 1 else state
-        if not isinstance(given, tuple | list) or len(given) != self.states:
+        if not isinstance(given, (tuple, list)) or len(given) != self.states:
             raise TypeError(f"{self._me}: state must be a pair (h, c), got {type(state).__name__}")
         arranged = []
         for name, a, size in zip("hc", given, self._state_sizes(), strict=False):
@@ -394,11 +392,12 @@ class Recurrent(Module):
             if a.shape != (n, B, size):
                 want = (n, size) if unbatched else (n, B, size)
                 raise ValueError(f"{self._me}: state {name} must have shape {want}, got {a.shape}")
-            arranged.append(packing.sort(a))
+            arranged.append(a.copy() if packing is None else packing.sort(a))
         return arranged
 
     def _unstate(self, states, packing, unbatched):
-        states = [packing.unsort(a) for a in states]
+        if packing.order is not None:
+            states = [packing.unsort(a) for a in states]
         if unbatched:
             states = [a[:, 0] for a in states]
         return states[0] if self.states == 1 else tuple(states)
@@ -407,24 +406,22 @@ class Recurrent(Module):
         if pad_output not in ("zero", "repeat"):
             raise ValueError(f"pad_output must be 'zero' or 'repeat', got {pad_output!r}")
         rows, states, packing, resets, unbatched = self._arrange(x, state, lengths, resets)
-        states = [a.copy() for a in states]
-        shape = self._output_shape(packing, unbatched, sequences)
-        self._check_out(out, shape)
+        if out is not None:
+            self._check_out(out, self._output_shape(packing, unbatched, sequences))
         output = self._output_rows(out, rows, packing, unbatched) if sequences else None
         tape = Tape(packing, unbatched=unbatched, pad_output=pad_output) if keep else None
         drops = self.dropout or self.input_dropout or self.recurrent_dropout
         seed = int(self.training_rng.integers(2**63)) if keep and drops else None
         checkpointed = keep and self.checkpoint_every is not None
-        for blocks in self._segments(packing.batch_sizes):
+        for blocks in self._segments(packing):
             before = [a.copy() for a in states] if checkpointed else None
             part = slice(blocks[0].rows.start, blocks[-1].rows.stop)
-            inside = None if resets is None else resets[part]
-            kept = self._segment(rows[part], states, blocks, inside, packing,
-                                 output[part] if sequences else None,
+            x, inside = cut(rows, part), cut(resets, part)
+            kept = self._segment(x, states, blocks, inside, packing, cut(output, part),
                                  keep and not checkpointed, seed)  # fmt: skip
             if keep:
-                tape.segments.append({"blocks": blocks, "x": rows[part], "resets": inside,
-                                      "seed": seed, "before": before, "layers": kept})  # fmt: skip
+                tape.segments.append({"blocks": blocks, "x": x, "resets": inside, "seed": seed,
+                                      "before": before, "layers": kept})  # fmt: skip
         final = self._unstate(states, packing, unbatched)
         if sequences:
             y = packing.unpack(output, pad_output)
@@ -444,8 +441,6 @@ class Recurrent(Module):
         return (packing.T, *B, self.output_size)
 
     def _check_out(self, out, shape):
-        if out is None:
-            return
         if not isinstance(out, np.ndarray) or not out.flags.writeable:
             raise TypeError(f"{self._me}: out must be a writable ndarray")
         if out.shape != shape:
@@ -459,7 +454,7 @@ class Recurrent(Module):
         in_order = packing.index is None and (unbatched or not self.batch_first)
         if out is not None and in_order and out.flags.carray and not np.may_share_memory(out, x):
             return out.reshape(packing.rows, self.output_size)
-        return np.empty((packing.rows, self.output_size), self.dtype)
+        return empty_array((packing.rows, self.output_size), self.dtype)
 
     def _final_output(self, h):
         """The last layer's final h, both directions merged."""
@@ -471,7 +466,7 @@ class Recurrent(Module):
         merge_forward(self.merge, h[-2], h[-1], y)
         return y
 
-    def _segments(self, batch_sizes):
+    def _segments(self, packing):
         """Lists of blocks of time steps. A block is what one engine call covers; a segment is what
         runs through all layers before the next one starts.
 
@@ -479,7 +474,7 @@ class Recurrent(Module):
         engine sees the same calls as without and gives the same bits. Where both directions are
         wanted there is one segment: the reverse direction starts at the end.
         """
-        blocks = time_blocks(batch_sizes)
+        blocks = time_blocks(packing)
         if self.checkpoint_every is None or self.bidirectional:
             return [blocks]
         segments, steps = [[]], 0
@@ -501,10 +496,10 @@ class Recurrent(Module):
             if masks is not None:
                 x = x * masks
             silent = last and output is None
-            joined = output if last else np.empty((len(x), self.output_size), self.dtype)
+            joined = output if last else empty_array((len(x), self.output_size), self.dtype)
             concat = self.merge == "concat" or D == 1
-            wide = joined if concat or silent else np.empty((len(x), D * P), self.dtype)
-            outs = [None if silent else wide[:, d * P : (d + 1) * P] for d in range(D)]
+            wide = joined if concat or silent else empty_array((len(x), D * P), self.dtype)
+            outs = [None] * D if silent else [wide] if D == 1 else [wide[:, :P], wide[:, P:]]
             h_masks = [self._state_mask(layer, d, packing, seed) for d in range(D)]
             tapes = self._both(
                 lambda d: self._direction(layer, d, x, states, blocks, resets, outs[d], h_masks[d],
@@ -562,16 +557,19 @@ class Recurrent(Module):
         """One layer in one direction over some blocks; returns the engine's tapes, in the order
         the blocks were visited."""
         forward = getattr(_engine.functions(), f"{self.cell}_forward")
-        weights, extra = self._weights(layer, direction)
+        weights = self._weights(layer, direction)
+        if self.layer_norm:
+            gains = ("gain_ih", "gain_hh", "gain_c", "bias_c")
+            weights["norm"] = tuple([weights.pop(g) for g in gains if g in weights])
         k = layer * self.directions + direction
         state = [a[k] for a in states]
         first, tapes = blocks[0].rows.start, []
         for block in reversed(blocks) if direction else blocks:
             rows = slice(block.rows.start - first, block.rows.stop - first)
             _, *state, tape = forward(
-                x[rows], block.sizes, *state, *weights, **extra, **self.options, keep=keep,
-                h_mask=h_mask, resets=None if resets is None else resets[rows],
-                reverse=bool(direction), out=None if out is None else out[rows])  # fmt: skip
+                cut(x, rows), block.sizes, *state, **weights, **self.options, keep=keep,
+                h_mask=h_mask, resets=cut(resets, rows), reverse=bool(direction),
+                out=cut(out, rows))  # fmt: skip
             tapes.append(tape)
         for a, new in zip(states, state, strict=True):
             a[k] = new
@@ -601,6 +599,10 @@ class Recurrent(Module):
         dstate : array or (array, array)
             dE/dstate of the initial state(s).
         """
+        return self._backward(self.grads, tape, doutput, dstate, need_dx)
+
+    def _backward(self, grads, tape, doutput, dstate, need_dx):
+        """`backward` that adds into other arrays than those of `self.grads`, by the same names."""
         packing, unbatched = tape.packing, tape.unbatched
         N = packing.rows
         if doutput is None:
@@ -610,28 +612,26 @@ class Recurrent(Module):
             dy = gradient(self._me, "doutput", doutput, want, self.dtype)
             dy = dy[:, None] if unbatched else dy.swapaxes(0, 1) if self.batch_first else dy
             dy = packing.pack_gradient(dy, tape.pad_output)
-        states = [a.copy() for a in self._states(dstate, packing.B, packing, unbatched)]
-        dx = None
+        states = self._states(dstate, packing.B, packing, unbatched)
+        parts = []
         for segment in reversed(tape.segments):
             blocks = segment["blocks"]
             part = slice(blocks[0].rows.start, blocks[-1].rows.stop)
             kept = segment["layers"]
             if segment["before"] is not None:
                 again = [a.copy() for a in segment["before"]]
-                scratch = np.empty((part.stop - part.start, self.output_size), self.dtype)
+                scratch = empty_array((part.stop - part.start, self.output_size), self.dtype)
                 kept = self._segment(segment["x"], again, blocks, segment["resets"], packing,
                                      scratch, True, segment["seed"])  # fmt: skip
-            d = self._segment_backward(kept, dy[part], states, blocks, need_dx)
-            if d is not None:
-                if dx is None:
-                    dx = np.empty((N, self.input_size), self.dtype)
-                dx[part] = d
+            parts.append(self._segment_backward(kept, cut(dy, part), states, blocks, grads,
+                                                need_dx))  # fmt: skip
+        dx = join(parts[::-1])
         if dx is not None:
             dx = packing.unpack(dx)
             dx = dx[:, 0] if unbatched else dx.swapaxes(0, 1) if self.batch_first else dx
         return dx, self._unstate(states, packing, unbatched)
 
-    def _segment_backward(self, kept, dy, states, blocks, need_dx):
+    def _segment_backward(self, kept, dy, states, blocks, grads, need_dx):
         P, D = self.state_size, self.directions
         for layer in reversed(range(self.num_layers)):
             entry = kept[layer]
@@ -645,30 +645,26 @@ class Recurrent(Module):
             dxs = self._both(
                 lambda d: self._direction_backward(layer, d, entry["tapes"][d],
                                                    np.ascontiguousarray(parts[d]), states, blocks,
-                                                   below), len(dy))  # fmt: skip
+                                                   grads, below), len(dy))  # fmt: skip
             dy = dxs[0] if D == 1 or dxs[0] is None else dxs[0] + dxs[1]
             if entry["masks"] is not None and dy is not None:
                 dy = dy * entry["masks"]
         return dy
 
-    def _direction_backward(self, layer, direction, tapes, dy, states, blocks, need_dx):
+    def _direction_backward(self, layer, direction, tapes, dy, states, blocks, grads, need_dx):
         backward = getattr(_engine.functions(), f"{self.cell}_backward")
-        grads = {key: self.grads[name] for key, name in self._names(layer, direction).items()}
+        grads = {key: grads[name] for key, name in self._names(layer, direction).items()}
         k = layer * self.directions + direction
         state = [a[k] for a in states]
         visited = list(reversed(blocks)) if direction else blocks
-        first = blocks[0].rows.start
-        dx = None
-        for block, tape in reversed(list(zip(visited, tapes, strict=True))):
+        first, parts = blocks[0].rows.start, []
+        for block, tape in zip(reversed(visited), reversed(tapes), strict=True):
             rows = slice(block.rows.start - first, block.rows.stop - first)
-            d, *state = backward(tape, dy[rows], *state, grads, need_dx)
-            if d is not None:
-                if dx is None:
-                    dx = np.empty((len(dy), d.shape[1]), self.dtype)
-                dx[rows] = d
+            dx, *state = backward(tape, cut(dy, rows), *state, grads, need_dx)
+            parts.append(dx)
         for a, new in zip(states, state, strict=True):
             a[k] = new
-        return dx
+        return join(parts if direction else parts[::-1])
 
     # ---- conveniences ----------------------------------------------------------------------
 
@@ -941,7 +937,7 @@ class Stream:
         B = self.batch_size
         arrays = self.layer._states(state, B, Packing(1, B), False)
         if self._stack is None:
-            self._state = [a.copy() for a in arrays]
+            self._state = arrays
         else:
             self._stack.set_state(arrays)
 
@@ -972,7 +968,7 @@ class Stream:
             self._state = [new] if len(self._state) == 1 else list(new)
             return y.swapaxes(0, 1) if layer.batch_first else y
         rows, _, packing, _, _ = layer._arrange(x, None, None, None)
-        y = np.empty((packing.T, packing.B, layer.output_size), layer.dtype)
+        y = empty_array((packing.T, packing.B, layer.output_size), layer.dtype)
         self._stack.run(rows, packing.T, y)
         return y
 
@@ -1170,7 +1166,7 @@ class Embedding(Module):
         if ids.dtype.kind not in "iu":
             raise TypeError(f"Embedding: indices must be integers, got {ids.dtype}")
         flat = np.ascontiguousarray(ids.ravel(), np.int64)
-        out = np.empty((flat.size, self.embedding_dim), self.dtype)
+        out = empty_array((flat.size, self.embedding_dim), self.dtype)
         _seq.gather(flat, self.params["weight"], out)
         return out.reshape(*ids.shape, self.embedding_dim), (flat, ids.shape)
 
@@ -1191,6 +1187,17 @@ def inverted_dropout(seed, shape, rate, dtype):
     scale = dtype.type(0 if rate == 1 else 1 / (1 - rate))
     keep = np.random.default_rng(seed).random(shape, np.float32) >= rate
     return keep * scale
+
+
+def cut(a, rows):
+    """a[rows]; where that is all of it a itself, and None where a is: most calls have one block of
+    steps, and a view takes longer than the arithmetic of a small one."""
+    return a if a is None or rows.stop - rows.start == len(a) else a[rows]
+
+
+def join(parts):
+    """Consecutive rows as one array; None where the parts are None."""
+    return parts[0] if len(parts) == 1 or parts[0] is None else np.concatenate(parts)
 
 
 def merge_forward(merge, a, b, out):

@@ -35,13 +35,10 @@ class Recurrent(Module, Generic[State]):
     merge: Merge
     layer_norm: bool
     checkpoint_every: int | None
+    directions: int
+    state_size: int
+    output_size: int
     training_rng: np.random.Generator
-    @property
-    def directions(self) -> int: ...
-    @property
-    def state_size(self) -> int: ...
-    @property
-    def output_size(self) -> int: ...
     def __call__(
         self,
         x: ArrayLike | Sequence[ArrayLike],

@@ -32,6 +32,7 @@ class Rows(Packing):
     def __init__(self, batch_sizes):
         self.batch_sizes = batch_sizes
         self.T, self.B = len(batch_sizes), int(batch_sizes[0])
+        self.rows = int(batch_sizes.sum())
         self.order = self.index = self.lengths = None
 
     def pack(self, x):
@@ -101,7 +102,12 @@ class Seed:
 
 def view(tensor):
     """The tensor's memory as an array (a copy only where a lazy minus is pending)."""
-    return tensor.numpy(force=True)
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    try:
+        return tensor.numpy()
+    except RuntimeError:
+        return tensor.numpy(force=True)
 
 
 class Binding:
@@ -130,22 +136,24 @@ class Pass:
     ----------
     layer : NumpyRNN, NumpyLSTM or NumpyGRU
     form : {"time first", "batch first", "packed", "cell"}
+    given : int
+        How many initial states there are: none, where they are zero, or all of the layer's.
     rows : Rows or None
         For "packed".
     """
 
-    def __init__(self, layer, form, rows=None):
-        self.layer, self.form, self.rows = layer, form, rows
+    def __init__(self, layer, form, given, rows=None):
+        self.layer, self.form, self.given, self.rows = layer, form, given, rows
 
     def turn(self, a):
         """x, y or a gradient of them from torch's layout to the layer's or back."""
         return a.swapaxes(0, 1) if self.form == "batch first" else a
 
     def forward(self, x, states, keep):
-        """([torch's outputs], tape or None); `states` are tensors, or None for zeros."""
+        """([torch's outputs], tape or None); `states` are tensors, none at all for zeros."""
         cell = self.form == "cell"
         x, state = view(x), None
-        if states[0] is not None:
+        if states:
             state = self._state([view(s)[None] if cell else view(s) for s in states])
         run = self.layer.forward if keep else self.layer
         y, final, *tape = run(x[None] if cell else self.turn(x), state, self.rows)
@@ -154,7 +162,8 @@ class Pass:
         return [*map(torch.from_numpy, arrays)], tape[0] if tape else None
 
     def backward(self, tape, gradients, need_dx):
-        """(dx or None, [dstates], [dweights]) from dE/d(outputs), None standing for zeros."""
+        """(dx or None, (dstates), [dweights]), arrays, from dE/d(outputs), None standing for
+        zeros."""
         cell = self.form == "cell"
         dy = None if cell or gradients[0] is None else self.turn(view(gradients[0]))
         dstates = gradients if cell else gradients[1:]
@@ -166,20 +175,21 @@ class Pass:
                       for d, n in zip(dstates, sizes, strict=True)]  # fmt: skip
             state = self._state([a[None] for a in arrays] if cell else arrays)
         grads = {name: np.zeros(p.shape, p.dtype) for name, p in self.layer.params.items()}
-        layer = self.layer.variant(grads=grads)
-        dx, before = layer.backward(tape, dy, state, need_dx=need_dx)
-        before = before if layer.states == 2 else (before,)
+        dx, before = self.layer._backward(grads, tape, dy, state, need_dx)
+        before = before if self.layer.states == 2 else (before,)
         if cell:
             dx, before = None if dx is None else dx[0], [s[0] for s in before]
         elif dx is not None:
             dx = self.turn(dx)
-        dx = None if dx is None else torch.from_numpy(dx)
-        return (dx, [torch.from_numpy(s) for s in before],
-                [torch.from_numpy(g) for g in grads.values()])  # fmt: skip
+        return dx, before, grads.values()
 
     def over(self, weights):
         """The same pass over other weights."""
-        return Pass(self.layer.over(weights), self.form, self.rows)
+        return Pass(self.layer.over(weights), self.form, self.given, self.rows)
+
+    def divided(self, inputs):
+        """(x, states, weights) from the list of all."""
+        return inputs[0], inputs[1 : 1 + self.given], inputs[1 + self.given :]
 
     def _state(self, arrays):
         return tuple(arrays) if self.layer.states == 2 else arrays[0]
@@ -192,10 +202,10 @@ class Pass:
         """
         layer, cell = self.layer, self.form == "cell"
         if cell:
-            x, states = x[None], [None if s is None else s[None] for s in states]
+            x, states = x[None], [s[None] for s in states]
         alone = self.rows is None and x.dim() == 2
         if alone:
-            x, states = x[:, None], [None if s is None else s[:, None] for s in states]
+            x, states = x[:, None], [s[:, None] for s in states]
         x = self.turn(x)
         if self.rows is None:
             T, B = x.shape[:2]
@@ -203,8 +213,7 @@ class Pass:
         else:
             B, sizes = self.rows.B, torch.from_numpy(self.rows.batch_sizes)
         n = layer.num_layers * layer.directions
-        states = [x.new_zeros(n, B, size) if s is None else s
-                  for s, size in zip(states, layer._state_sizes(), strict=True)]  # fmt: skip
+        states = states or [x.new_zeros(n, B, size) for size in layer._state_sizes()]
         name = layer.cell if layer.cell != "rnn" else f"rnn_{layer.options['nonlinearity']}"
         y, *final = getattr(torch, name)(x, sizes, self._state(states), weights, layer.bias,
                                          layer.num_layers, 0.0, False, layer.bidirectional)
@@ -215,53 +224,55 @@ class Pass:
         return [s[0] for s in final] if cell else [y, *final]
 
 
+NOTHING = np.empty(0, np.float32)
+
+
 class Bptt(torch.autograd.Function):
     """A `Pass` as one node of torch's graph."""
 
     @staticmethod
-    def forward(ctx, call, x, h, c, *weights):
-        outputs, tape = call.forward(x, (h, c)[: call.layer.states], True)
+    def forward(ctx, call, x, *others):
+        # others: the states, unless they are zero, and the weights
+        outputs, tape = call.forward(x, others[: call.given], True)
         # The tape hangs on a saved tensor, so that it goes when torch lets go of those: after
         # backward, not only when the last output is forgotten.
-        holder = torch.empty(0, device="cpu")
+        holder = torch.from_numpy(NOTHING)
         holder.tape = tape
         ctx.call = call
-        ctx.save_for_backward(holder, x, h, c, *weights)
+        ctx.save_for_backward(holder, x, *others)
         ctx.set_materialize_grads(False)
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx, *gradients):
-        call = ctx.call
-        holder, x, h, c, *weights = ctx.saved_tensors  # raises where one was changed in place
-        states = [h, c][: call.layer.states]
-        needed = ctx.needs_input_grad
+        call, needed = ctx.call, ctx.needs_input_grad[1:]
+        holder, *inputs = ctx.saved_tensors  # raises where one was changed in place
         if torch.is_grad_enabled():
-            grads = twice(call, x, states, weights, gradients, needed)
-        else:
-            tape = getattr(holder, "tape", None)
-            if tape is None:  # a hook on saved tensors (checkpoint, offloading) gave other ones
-                tape = call.over(weights).forward(x, states, True)[1]
-            dx, dstates, dweights = call.backward(tape, gradients, needed[1])
-            grads = [dx, *dstates, *([None] if len(states) == 1 else []), *dweights]
-        return (None, *(g if n else None for g, n in zip(grads, needed[1:], strict=True)))
+            return None, *twice(call, inputs, gradients, needed)
+        tape = getattr(holder, "tape", None)
+        if tape is None:  # a hook on saved tensors (checkpoint, offloading) gave other ones
+            x, states, weights = call.divided(inputs)
+            tape = call.over(weights).forward(x, states, True)[1]
+        dx, dstates, dweights = call.backward(tape, gradients, needed[0])
+        arrays = dx, *dstates[: call.given], *dweights
+        return None, *[torch.from_numpy(a) if n else None
+                       for a, n in zip(arrays, needed, strict=True)]  # fmt: skip
 
 
-def twice(call, x, states, weights, gradients, needed):
+def twice(call, inputs, gradients, needed):
     """The gradients as functions of all that they depend on (create_graph=True)."""
     if call.layer.dropout:
         raise RuntimeError("rnnfast.torch: a gradient of gradients needs torch's own implementation"
                            ", which cannot repeat our dropout masks; use eval() or dropout=0")
-    inputs = [x, *states, *([None] if len(states) == 1 else []), *weights]
     # New names for the inputs: one of them may itself depend on another, and that way round
     # does not belong to this node's gradient.
-    inputs = [None if t is None else t.view_as(t) for t in inputs]
-    outputs = call.by_torch(inputs[0], inputs[1 : 1 + len(states)], inputs[3:])
+    inputs = [t.view_as(t) for t in inputs]
+    outputs = call.by_torch(*call.divided(inputs))
     pairs = [(y, d) for y, d in zip(outputs, gradients, strict=True) if d is not None]
-    wanted = [t for t, n in zip(inputs, needed[1:], strict=True) if n]
+    wanted = [t for t, n in zip(inputs, needed, strict=True) if n]
     found = iter(torch.autograd.grad([y for y, _ in pairs], wanted, [d for _, d in pairs],
                                      create_graph=True, allow_unused=True))  # fmt: skip
-    return [next(found) if n else None for n in needed[1:]]
+    return [next(found) if n else None for n in needed]
 
 
 # ---- the modules ---------------------------------------------------------------------------------
@@ -286,7 +297,7 @@ def _obstacle():
     """What in torch's present mode takes plain arrays away from us, or None."""
     if torch.compiler.is_compiling():
         return "torch.compile"
-    if torch.jit.is_tracing():
+    if torch._C._is_tracing():
         return "torch.jit"
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "torch.func or forward-mode differentiation"
@@ -311,6 +322,14 @@ def _foreign(tensors, dtype):
     return None
 
 
+def _learns(*tensors):
+    """Whether one of them needs a gradient."""
+    for t in tensors:
+        if t.requires_grad:
+            return True
+    return False
+
+
 class Swapped:
     """What the six modules share: their ``forward``."""
 
@@ -324,10 +343,8 @@ class Swapped:
             _warn(plan)
             return result
         call, x, states, weights = plan
-        h, c = states if len(states) == 2 else (states[0], None)
-        if torch.is_grad_enabled() and any(
-                t is not None and t.requires_grad for t in (*weights, x, h, c)):  # fmt: skip
-            outputs = Bptt.apply(call, x, h, c, *weights)
+        if torch.is_grad_enabled() and _learns(x, *states, *weights):
+            outputs = Bptt.apply(call, x, *states, *weights)
         else:  # a NumPy layer applies dropout where it keeps a tape
             outputs = call.forward(x, states, bool(call.layer.dropout))[0]
         return self._result(outputs, input)
@@ -344,17 +361,16 @@ class Swapped:
             binding = self._bind(weights)
             if isinstance(binding, str):
                 return binding
-        two = binding.layer.states == 2
         if hx is None:
-            states = (None,) * (1 + two)
-        elif not two:
+            states = ()
+        elif binding.layer.states == 1:
             states = (hx,)
         elif isinstance(hx, tuple | list) and len(hx) == 2:
             states = tuple(hx)
         else:
             return "a state that is not a pair"
         x = input.data if isinstance(input, PackedSequence) else input
-        reason = _foreign((x,) if hx is None else (x, *states), binding.dtype)
+        reason = _foreign((x, *states), binding.dtype)
         if reason:
             return reason
         found = self._pass(binding.layer, input, x, states)
@@ -388,8 +404,7 @@ class SwappedLayer(Swapped):
 
     def _pass(self, layer, input, x, states):
         """(pass, x, states), or the reason why there is none."""
-        packed = isinstance(input, PackedSequence)
-        shape = x.shape
+        packed, shape = input is not x, x.shape
         form, rows, ndim = "time first", None, len(shape)
         if ndim not in ((2,) if packed else (2, 3)) or shape[-1] != self.input_size:
             return "an input of another shape"
@@ -406,7 +421,7 @@ class SwappedLayer(Swapped):
             batch = (shape[1],)
         if not packed and shape[form == "batch first"] == 0:
             return "a sequence without a step"
-        if states[0] is not None:
+        if states:
             n = layer.num_layers * layer.directions
             for s, size in zip(states, layer._state_sizes(), strict=True):
                 if s.shape != (n, *batch, size):
@@ -415,7 +430,7 @@ class SwappedLayer(Swapped):
                 states = self._permuted(states, input.sorted_indices)
         if self.dropout and self.training and self.num_layers > 1:
             layer = layer.variant(dropout=self.dropout, training_rng=Seed())
-        return Pass(layer, form, rows), x, states
+        return Pass(layer, form, len(states), rows), x, states
 
     def _result(self, outputs, input):
         y, *final = outputs
@@ -451,10 +466,9 @@ class SwappedCell(Swapped):
         shape = x.shape
         if len(shape) not in (1, 2) or shape[-1] != self.input_size:
             return "an input of another shape"
-        if states[0] is not None:
-            if any(s.shape != (*shape[:-1], self.hidden_size) for s in states):
-                return "a state of another shape"
-        return Pass(layer, "cell"), x, states
+        if any(s.shape != (*shape[:-1], self.hidden_size) for s in states):
+            return "a state of another shape"
+        return Pass(layer, "cell", len(states)), x, states
 
     def _result(self, outputs, input):
         return tuple(outputs) if len(outputs) == 2 else outputs[0]

@@ -53,7 +53,7 @@ keeps = pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""),
 
 
 def floats(n):
-    return _memory.empty_array((n,), np.float32)
+    return _memory.empty_array((n,), np.dtype("float32"))
 
 
 @keeps
@@ -86,7 +86,11 @@ def test_kept_memory_has_a_limit():
 
 def test_shapes_and_dtypes():
     for shape in [(), (0, 5), (3, 4), (300, 1, 200)]:
-        for dtype in (np.float32, np.float64):
-            a = _memory.empty_array(shape, np.dtype(dtype))
+        for dtype in (np.dtype("float32"), np.dtype("float64")):
+            a = _memory.empty_array(shape, dtype)
             assert a.shape == shape and a.dtype == dtype and a.flags.carray
             a[...] = 7
+    with pytest.raises(ValueError, match="int32"):
+        _memory.empty_array((3,), np.dtype("int32"))
+    with pytest.raises(ValueError, match="negative"):
+        _memory.empty_array((3, -1), np.dtype("float32"))
