@@ -76,8 +76,8 @@ bench:  ## every compiled function beside its NumPy twin; writes bench/results/b
 		RNNFAST_NUM_THREADS=$(THREADS) $(PYTEST) -c bench/pytest.ini bench \
 		--benchmark-json=bench/results/bench.json $(BENCH)
 
-readme:  ## paste the figures of bench/results/bench.json into README.md and docs/performance.md
-	$(PY) tools/readme_table.py bench/results/bench.json
+readme:  ## paste the figures in bench/results (bench, peers, promises) into README.md and docs/
+	$(PY) tools/readme_table.py bench/results
 
 peers:  ## our layers beside the other libraries installed, over a grid of shapes (THREADS=2, ONLY=...)
 	$(PY) bench/grid.py --threads $(THREADS) --only "$(ONLY)"

@@ -15,6 +15,7 @@ import platform
 import subprocess
 import tempfile
 import time
+from importlib import metadata
 from pathlib import Path
 
 SQUARE = [(128, 1, 64, 64), (128, 1, 128, 128), (128, 1, 256, 256), (128, 1, 512, 512),
@@ -46,31 +47,57 @@ def works(threads):
                 yield use, Work(cell, mode, T, B, I, H, threads=threads, **more)
 
 
-def peak_call():
-    """(call without arguments, floating-point operations in it): bench/peak.c, well below a
-    millisecond of nothing but fused multiply-adds on one core."""
-    source, rounds = Path(__file__).with_name("peak.c"), 50000
+@functools.cache
+def limits():
+    """bench/peak.c as a library."""
+    source = Path(__file__).with_name("peak.c")
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "peak.so"
         subprocess.run(["cc", "-O2", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC",
                         source, "-o", library], check=True)  # fmt: skip
-        function = ctypes.CDLL(library).rf_peak
-    function.restype = ctypes.c_double
-    function.argtypes = [ctypes.c_long, ctypes.c_float, ctypes.c_float,
-                         ctypes.POINTER(ctypes.c_float)]  # fmt: skip
-    call = functools.partial(function, rounds, 0.5, 0.5, ctypes.byref(ctypes.c_float()))
+        found = ctypes.CDLL(library)
+    found.rf_peak.restype = found.rf_read.restype = ctypes.c_double
+    result = ctypes.POINTER(ctypes.c_float)
+    found.rf_peak.argtypes = [ctypes.c_long, ctypes.c_float, ctypes.c_float, result]
+    found.rf_read.argtypes = [ctypes.c_long, ctypes.c_void_p, ctypes.c_long, result]
+    return found
+
+
+def peak_call():
+    """(call without arguments, floating-point operations in it): well below a millisecond of
+    nothing but fused multiply-adds on one core."""
+    call = functools.partial(limits().rf_peak, 50000, 0.5, 0.5, ctypes.byref(ctypes.c_float()))
     return call, call()
 
 
-def peak():
-    """GFLOP/s of one core's fused multiply-adds, the best of many calls."""
-    call, flops = peak_call()
+def fastest(call, calls=1000):
+    """What a call returns, a second, in the best of many."""
     times = []
-    for _ in range(1000):
+    for _ in range(calls):
         begin = time.perf_counter()
-        call()
+        amount = call()
         times.append(time.perf_counter() - begin)
-    return flops / min(times) / 1e9
+    return amount / min(times)
+
+
+def peak():
+    """GFLOP/s of one core's fused multiply-adds."""
+    return fastest(peak_call()[0]) / 1e9
+
+
+def bandwidth(size):
+    """GB/s at which a core reads `size` bytes again and again."""
+    import numpy as np
+
+    x = np.ones(size // 4, np.float32)
+    rounds = max(1, 2_000_000 // size)
+    return fastest(functools.partial(limits().rf_read, rounds, x.ctypes.data, x.size,
+                                     ctypes.byref(ctypes.c_float())), 200) / 1e9  # fmt: skip
+
+
+def versions(names):
+    """Of the libraries compared."""
+    return {name: metadata.version(name) for name in names if name not in ("fused", "blas")}
 
 
 def cpu():
@@ -127,8 +154,18 @@ def summary(result):
                        f"(geometric mean of {len(ratios)}), {lost} lost, least {min(ratios):.2f}")
 
 
+def text(result):
+    """All of it as Markdown."""
+    found = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    threads = f"{result['threads']} thread{'s' * (result['threads'] > 1)}"
+    return (f"{result['cpu']}, {threads}, float32; a core reached {result['peak']:.0f} GFLOP/s of "
+            f"fma, and read {result['L2']:.0f} GB/s from its second cache, {result['L3']:.0f} from "
+            f"the third. {found}. GFLOP/s by median time, steps of a stream in microseconds; lost "
+            f"cells in bold.\n\n" + "\n".join(summary(result)) + "\n\n" + table(result) + "\n")
+
+
 def plot(result, path):
-    """GFLOP/s against the work per byte of weights, below the core's peak."""
+    """GFLOP/s against the work per byte of weights, below the core's peak and bandwidths."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -143,9 +180,14 @@ def plot(result, path):
                   if name in r["median"]]
         ax.plot([p[0] for p in points], [p[1] for p in points], "o", ms=5, color=colour,
                 label=name, alpha=0.85)
+    ends = min(r["shape"][1] for r in rows) / 2.4, max(r["shape"][1] for r in rows)
+    for name, speed in (("L2", result["L2"]), ("L3", result["L3"])):
+        knee = result["peak"] / speed
+        ax.plot([ends[0], knee], [ends[0] * speed, result["peak"]], color="#888888", lw=1, ls="--")
+        ax.text(ends[0], ends[0] * speed * 1.1, f"{name}: {speed:.0f} GB/s", fontsize=8)
     ax.axhline(result["peak"], color="#222222", lw=1)
-    ax.text(0.42, result["peak"] * 1.03, f"peak of a core: {result['peak']:.0f} GFLOP/s",
-            fontsize=8)
+    ax.text(ends[1], result["peak"] * 1.03, f"fma peak of a core: {result['peak']:.0f} GFLOP/s",
+            fontsize=8, ha="right")
     ax.set(xscale="log", yscale="log", xlabel="operations per byte of weights read at a step (B/2)",
            ylabel="GFLOP/s", title="LSTM inference, float32, one thread")
     ax.legend(frameon=False, fontsize=8)
@@ -169,7 +211,8 @@ def main():
     for name in sorted(set(_peers.PEERS) - set(names) - {"numpy"}):
         print(f"left out: {name} is not installed")
     out = Path(args.out or Path(__file__).parent / "results" / f"grid-{args.threads}.json")
-    result = {"cpu": cpu(), "threads": args.threads, "peak": peak(), "rows": []}
+    result = {"cpu": cpu(), "threads": args.threads, "versions": versions(names), "peak": peak(),
+              "L2": bandwidth(1 << 19), "L3": bandwidth(1 << 23), "rows": []}
     for use, work in works(args.threads):
         if args.only not in str(work):
             continue
@@ -182,7 +225,7 @@ def main():
         out.parent.mkdir(exist_ok=True)
         out.write_text(json.dumps(result, indent=1))
     print(*summary(result), sep="\n")
-    out.with_suffix(".md").write_text(table(result) + "\n\n" + "\n".join(summary(result)) + "\n")
+    out.with_suffix(".md").write_text(text(result))
     plot(result, out.with_suffix(".png"))
 
 

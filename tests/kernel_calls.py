@@ -836,7 +836,8 @@ def step_inputs(source, shape, gates, P):
     kind = source.pick("none", "bias", "rows")
     start = {"none": None, "bias": source(gates * H), "rows": source(n, gates * H)}[kind]
     first, last = (0, H) if H <= TILE or source.rng.integers(2) else (TILE, H)
-    args = {"n": n, "H": H, "first": first, "last": last, "back": source.pick(*BOTH), "inputs": inputs, "x": x,
+    args = {"n": n, "H": H, "first": first, "last": last, "back": source.pick(*BOTH),
+            "inputs": inputs, "x": x,
             "wx": packed(w_ih, gates) if inputs else None, "start": start,
             "lds": gates * H if kind == "rows" else 0, "h": h,
             "wh": packed(w_hh, gates)}  # fmt: skip

@@ -1,17 +1,18 @@
-"""Turn the result of `make bench` into the tables of README.md and docs/performance.md.
+"""Paste what `make bench`, `make peers` and `make promises` measured into README.md and docs/.
 
-    python tools/readme_table.py bench/results/bench.json
+    python tools/readme_table.py bench/results
 
-Between <!-- bench:start --> and <!-- bench:end --> each page gets its table: docs/performance.md
-everything, README.md a choice of sizes in float32 and every row where a compiled function loses.
+Each page has marks such as <!-- bench:start --> and <!-- bench:end --> around what is pasted. Of
+`make bench` docs/performance.md gets everything, README.md a choice of sizes in float32 and every
+row where a compiled function loses; docs/peers.md gets the other libraries and the goals.
 """
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 NUMPY = "numpy"
 
 
@@ -87,18 +88,20 @@ def machine(info):
             + (f", {' and '.join(sorted(blas))}" if blas else "") + ".")  # fmt: skip
 
 
-def paste(path, text):
+def paste(path, text, mark="bench"):
     """Put the text between the two marks."""
+    start, end = f"<!-- {mark}:start -->", f"<!-- {mark}:end -->"
     page = path.read_text(encoding="utf-8")
-    if page.count(START) != 1 or page.count(END) != 1:
-        sys.exit(f"{path} must have one {START} and one {END}")
-    before, rest = page.split(START)
-    after = rest.split(END)[1]
-    path.write_text(f"{before}{START}\n{text}\n{END}{after}", encoding="utf-8")
+    if page.count(start) != 1 or page.count(end) != 1:
+        sys.exit(f"{path} must have one {start} and one {end}")
+    before, rest = page.split(start)
+    after = rest.split(end)[1]
+    path.write_text(f"{before}{start}\n{text.strip()}\n{end}{after}", encoding="utf-8")
 
 
-def main(path):
-    result = json.loads(Path(path).read_text(encoding="utf-8"))
+def paste_functions(path):
+    """The tables of `make bench`."""
+    result = json.loads(path.read_text(encoding="utf-8"))
     rows = rows_of(result)
     engines = engines_of(rows)
     where = machine(result["machine_info"])
@@ -110,6 +113,27 @@ def main(path):
           f"{table(shown, engines)}\n\n{count}.")  # fmt: skip
     detailed = table(rows, engines, detailed=True)
     paste(ROOT / "docs" / "performance.md", f"{where}\n\n{detailed}\n\n{count}.")
+
+
+def paste_peers(results):
+    """What `make peers` and `make promises` have written."""
+    for name in ("grid-1", "grid-2", "promises"):
+        text = results / f"{name}.md"
+        if text.exists():
+            paste(ROOT / "docs" / "peers.md", text.read_text(encoding="utf-8"), name)
+    grid = results / "grid-1.md"
+    if grid.exists():
+        lines = [line for line in grid.read_text(encoding="utf-8").splitlines()
+                 if line.startswith("- ")]  # fmt: skip
+        paste(ROOT / "README.md", "\n".join(lines), "peers")
+        shutil.copy(results / "grid-1.png", ROOT / "docs" / "peers.png")
+
+
+def main(results):
+    results = Path(results)
+    if (results / "bench.json").exists():
+        paste_functions(results / "bench.json")
+    paste_peers(results)
 
 
 if __name__ == "__main__":
