@@ -782,6 +782,8 @@ class LSTM(Recurrent):
         weight_ih_l0 (4H, I), weight_hh_l0 (4H, P), bias_ih_l0, bias_hh_l0 (4H,), ... with the
         names, shapes and gate order (i f g o) of torch.nn.LSTM, "_reverse" for the second
         direction.
+    directions, state_size, output_size : int
+        1 or 2; the size of h; features of the output at each step.
 
     Examples
     --------

@@ -106,7 +106,7 @@ def view(tensor):
         tensor = tensor.detach()
     try:
         return tensor.numpy()
-    except RuntimeError:
+    except RuntimeError:  # rare: asking first would cost every call
         return tensor.numpy(force=True)
 
 
@@ -224,7 +224,7 @@ class Pass:
         return [s[0] for s in final] if cell else [y, *final]
 
 
-NOTHING = np.empty(0, np.float32)
+NOTHING = np.empty(0, np.float32)  # a tensor of it, unlike torch.empty's, is always the CPU's
 
 
 class Bptt(torch.autograd.Function):
@@ -323,7 +323,7 @@ def _foreign(tensors, dtype):
 
 
 def _learns(*tensors):
-    """Whether one of them needs a gradient."""
+    """Whether one of them needs a gradient. (A loop: any() takes twice the instructions.)"""
     for t in tensors:
         if t.requires_grad:
             return True
@@ -365,7 +365,7 @@ class Swapped:
             states = ()
         elif binding.layer.states == 1:
             states = (hx,)
-        elif isinstance(hx, tuple | list) and len(hx) == 2:
+        elif isinstance(hx, (tuple, list)) and len(hx) == 2:
             states = tuple(hx)
         else:
             return "a state that is not a pair"
