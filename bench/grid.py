@@ -175,22 +175,24 @@ def plot(result, path):
     ax = figure.add_subplot()
     colours = {"fused": "#d1580f", "torch": "#7f7f7f", "onnxruntime": "#4c78a8",
                "openvino": "#54a24b", "jax": "#b279a2"}  # fmt: skip
-    rows = [r for r in result["rows"] if r["mode"] == "infer" and r["cell"] == "lstm"]
+    rows = [r for r in result["rows"]
+            if (r["mode"], r["cell"], r["use"]) == ("infer", "lstm", None)]  # fmt: skip
     for name, colour in colours.items():
         points = [(r["shape"][1] / 2, r["flops"] / r["median"][name] / 1e9, r) for r in rows
                   if name in r["median"]]
         ax.plot([p[0] for p in points], [p[1] for p in points], "o", ms=5, color=colour,
                 label=name, alpha=0.85)
-    ends = min(r["shape"][1] for r in rows) / 2.4, max(r["shape"][1] for r in rows)
+    ends = min(r["shape"][1] for r in rows) / 2.4, max(r["shape"][1] for r in rows) / 2
     for name, speed in (("L2", result["L2"]), ("L3", result["L3"])):
         knee = result["peak"] / speed
         ax.plot([ends[0], knee], [ends[0] * speed, result["peak"]], color="#888888", lw=1, ls="--")
-        ax.text(ends[0], ends[0] * speed * 1.1, f"{name}: {speed:.0f} GB/s", fontsize=8)
+        ax.text(knee, result["peak"] / 1.05, f"  {name}: {speed:.0f} GB/s", fontsize=8, va="top")
     ax.axhline(result["peak"], color="#222222", lw=1)
-    ax.text(ends[1], result["peak"] * 1.03, f"fma peak of a core: {result['peak']:.0f} GFLOP/s",
+    ax.text(ends[1], result["peak"] * 1.05, f"fma peak of a core: {result['peak']:.0f} GFLOP/s",
             fontsize=8, ha="right")
     ax.set(xscale="log", yscale="log", xlabel="operations per byte of weights read at a step (B/2)",
-           ylabel="GFLOP/s", title="LSTM inference, float32, one thread")
+           ylim=(3, result["peak"] * 1.4), ylabel="GFLOP/s",
+           title=f"LSTM inference, I = H, float32, {result['threads']} thread(s)")
     ax.legend(frameon=False, fontsize=8)
     ax.grid(alpha=0.25, which="both")
     figure.savefig(path)

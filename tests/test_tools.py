@@ -62,3 +62,22 @@ def test_annotate_needs_something_to_judge(tool, tmp_path):
     (tmp_path / "m.pyx").write_text("def f(): pass\n")
     (tmp_path / "m.html").write_text(page(n1=3))
     assert tool("check_annotate").main(tmp_path) == 1
+
+
+def test_figures_of_other_libraries_are_pasted(tool, tmp_path, monkeypatch):
+    table = tool("readme_table")
+    monkeypatch.setattr(table, "ROOT", tmp_path)
+    (tmp_path / "docs").mkdir()
+    results = tmp_path / "results"
+    results.mkdir()
+    page = "before\n<!-- {0}:start -->\nold\n<!-- {0}:end -->\n"
+    (tmp_path / "README.md").write_text(page.format("peers"))
+    (tmp_path / "docs" / "peers.md").write_text(page.format("grid-1") + page.format("promises"))
+    (results / "grid-1.md").write_text("where\n\n- train: 1.2 times\n\n| a | b |\n")
+    (results / "grid-1.png").write_bytes(b"picture")
+    table.main(results)
+    readme, peers = (p.read_text() for p in (tmp_path / "README.md", tmp_path / "docs/peers.md"))
+    assert readme == page.format("peers").replace("old", "- train: 1.2 times")
+    assert peers.startswith("before\n<!-- grid-1:start -->\nwhere\n") and "| a | b |" in peers
+    assert peers.count("old") == 1  # promises: not measured, not touched
+    assert (tmp_path / "docs" / "peers.png").read_bytes() == b"picture"
