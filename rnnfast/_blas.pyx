@@ -1,7 +1,8 @@
 """Row-major matrix products over scipy.linalg.cython_blas: the one place where row-major meets
 Fortran order."""
 
-from scipy.linalg.cython_blas cimport dgemm, sgemm
+from libc.string cimport memset
+from scipy.linalg.cython_blas cimport dgemm, dgemv, sgemm, sgemv
 
 from rnnfast cimport _kernels as K
 from rnnfast cimport _product
@@ -14,7 +15,8 @@ cdef void gemm(bint ta, bint tb, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k,
 
     Fortran sees each row-major matrix transposed, so C^T = op(B)^T op(A)^T is asked for. A matrix
     with one row or one column is passed as not transposed (both readings are the same memory), a
-    rule that ``reference.arithmetic`` shares: OpenBLAS may sum the two in different orders.
+    rule that ``reference.arithmetic`` shares: OpenBLAS may sum the two in different orders. One row
+    is gemv's: gemm would first copy B, which at 1 x 1024 x 4096 takes three times the product.
     Denormals are kept inside: its worker threads would not see another mode.
     """
     cdef int m_ = <int>m, n_ = <int>n, k_ = <int>k
@@ -35,6 +37,9 @@ cdef void gemm(bint ta, bint tb, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k,
         op_a, lda_ = b"N", k_
     if tb and (n == 1 or (k == 1 and ldb == 1)):
         op_b, ldb_ = b"N", n_
+    if m == 1 and n > 1:
+        row(op_b, n_, k_, a, lda_ if op_a == b"T" else 1, b, ldb_, beta, c)
+        return
     mode = K.gradual()
     if real_t is float:
         sgemm(&op_b, &op_a, &n_, &m_, &k_, &one, <float *>b, &ldb_, <float *>a, &lda_, &beta, c,
@@ -42,6 +47,21 @@ cdef void gemm(bint ta, bint tb, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k,
     else:
         dgemm(&op_b, &op_a, &n_, &m_, &k_, &one, <double *>b, &ldb_, <double *>a, &lda_, &beta, c,
               &ldc_)
+    K.leave(mode)
+
+
+cdef void row(char op, int n, int k, const real_t *a, int step, const real_t *b, int ldb,
+              real_t beta, real_t *c) noexcept nogil:
+    """c[n] = a op(B) + beta c, beta 0 or 1; a: k elements, `step` apart; B: rows ldb apart."""
+    cdef int rows = k if op == b"T" else n, columns = n if op == b"T" else k, one = 1
+    cdef real_t alpha = 1, keep = 1
+    cdef K.rf_fpmode mode = K.gradual()
+    if beta == 0:
+        memset(c, 0, n * sizeof(real_t))
+    if real_t is float:
+        sgemv(&op, &rows, &columns, &alpha, <float *>b, &ldb, <float *>a, &step, &keep, c, &one)
+    else:
+        dgemv(&op, &rows, &columns, &alpha, <double *>b, &ldb, <double *>a, &step, &keep, c, &one)
     K.leave(mode)
 
 

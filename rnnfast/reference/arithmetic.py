@@ -129,7 +129,7 @@ class Blas(Arithmetic):
         return elementary.flushed(x) if self.denormals == "flush" else x
 
     def matmul(self, a, b, c=None):
-        """a @ b, plus c where given: one call of ?gemm with beta 0 or 1.
+        """a @ b, plus c where given: one call of ?gemm with beta 0 or 1; for one row, of ?gemv.
 
         Fortran sees a row-major matrix transposed, so C^T = B^T A^T is what is asked for. A matrix
         with one row or one column is passed as not transposed.
@@ -137,7 +137,11 @@ class Blas(Arithmetic):
         a, b = np.asarray(a), np.asarray(b)
         (m, k), n = a.shape, b.shape[1]
         out = np.zeros((m, n), a.dtype) if c is None else np.array(c, a.dtype, order="C")
-        if m and n and k:
+        if m == 1 and n > 1 and k:
+            gemv = blas.sgemv if a.dtype == np.float32 else blas.dgemv
+            bt, trans_b = _fortran(b)
+            out = gemv(1.0, bt, a[0], 1.0, out[0], trans=trans_b)[None]
+        elif m and n and k:
             gemm = blas.sgemm if a.dtype == np.float32 else blas.dgemm
             at, trans_a = _fortran(a)
             bt, trans_b = _fortran(b)
