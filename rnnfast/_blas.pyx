@@ -7,6 +7,8 @@ from scipy.linalg.cython_blas cimport dgemm, dgemv, sgemm, sgemv
 from rnnfast cimport _kernels as K
 from rnnfast cimport _product
 
+cdef Py_ssize_t GEMV_SIZE = 1 << 18  # elements of B, as in reference.arithmetic
+
 
 cdef void gemm(bint ta, bint tb, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k,
                const real_t *a, Py_ssize_t lda, const real_t *b, Py_ssize_t ldb,
@@ -16,7 +18,7 @@ cdef void gemm(bint ta, bint tb, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k,
     Fortran sees each row-major matrix transposed, so C^T = op(B)^T op(A)^T is asked for. A matrix
     with one row or one column is passed as not transposed (both readings are the same memory), a
     rule that ``reference.arithmetic`` shares: OpenBLAS may sum the two in different orders. One row
-    is gemv's: gemm would first copy B, which at 1 x 1024 x 4096 takes three times the product.
+    and a large B are gemv's: gemm would first copy B, at 1 x 1024 x 4096 for three times as long.
     Denormals are kept inside: its worker threads would not see another mode.
     """
     cdef int m_ = <int>m, n_ = <int>n, k_ = <int>k
@@ -37,7 +39,7 @@ cdef void gemm(bint ta, bint tb, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k,
         op_a, lda_ = b"N", k_
     if tb and (n == 1 or (k == 1 and ldb == 1)):
         op_b, ldb_ = b"N", n_
-    if m == 1 and n > 1:
+    if m == 1 and n > 1 and n * k >= GEMV_SIZE:
         row(op_b, n_, k_, a, lda_ if op_a == b"T" else 1, b, ldb_, beta, c)
         return
     mode = K.gradual()

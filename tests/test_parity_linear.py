@@ -54,6 +54,15 @@ def test_linear_same_bits(arithmetic, dtype, seed, N, I, O, bias, ids, need_dx):
         same_bits(got, want, name)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("N", [1, 2])
+def test_large_linear_same_bits(use_engine, N, dtype):
+    """So large that one row is another routine's of BLAS (GEMV_SIZE)."""
+    use_engine("blas")
+    for name, got, want in linear_both(Blas(), 0, N, 514, 512, dtype):
+        same_bits(got, want, name)
+
+
 @pytest.mark.parametrize("isa", _kernels.isas())
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("ids", [False, True])

@@ -24,6 +24,7 @@ from rnnfast.reference import elementary
 #: name -> (alpha, beta) of min(max(alpha x + beta, 0), 1)
 HARD = {"hard_sigmoid": (1.0 / 6.0, 0.5), "hard_sigmoid_onnx": (0.2, 0.5)}
 LANES = 16
+GEMV_SIZE = 1 << 18  # elements of a matrix from which its product with one row is gemv's
 
 
 class Arithmetic:
@@ -129,7 +130,8 @@ class Blas(Arithmetic):
         return elementary.flushed(x) if self.denormals == "flush" else x
 
     def matmul(self, a, b, c=None):
-        """a @ b, plus c where given: one call of ?gemm with beta 0 or 1; for one row, of ?gemv.
+        """a @ b, plus c where given: one call of ?gemm with beta 0 or 1; of ?gemv for one row
+        and a large b.
 
         Fortran sees a row-major matrix transposed, so C^T = B^T A^T is what is asked for. A matrix
         with one row or one column is passed as not transposed.
@@ -137,7 +139,7 @@ class Blas(Arithmetic):
         a, b = np.asarray(a), np.asarray(b)
         (m, k), n = a.shape, b.shape[1]
         out = np.zeros((m, n), a.dtype) if c is None else np.array(c, a.dtype, order="C")
-        if m == 1 and n > 1 and k:
+        if m == 1 and n > 1 and n * k >= GEMV_SIZE:
             gemv = blas.sgemv if a.dtype == np.float32 else blas.dgemv
             bt, trans_b = _fortran(b)
             out = gemv(1.0, bt, a[0], 1.0, out[0], trans=trans_b)[None]
