@@ -93,6 +93,7 @@ cdef class Piece:
 
 
 cdef object allocate(int ndim, cnp.npy_intp *shape, int num):
+    """np.empty of the dtype `num`."""
     cdef size_t size = sizeof(float) if num == cnp.NPY_FLOAT else sizeof(double)
     cdef int k
     for k in range(ndim):

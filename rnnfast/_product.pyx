@@ -95,15 +95,21 @@ cdef bint inside(object x, Py_ssize_t T):
     return fixed and x.ndim == 2 and inside_size(len(x) // max(T, 1), x.shape[1])
 
 
+cdef Py_ssize_t packed_size(Py_ssize_t gates, Py_ssize_t n, Py_ssize_t k) noexcept nogil:
+    """Elements that `K.pack` makes of W [gates n, k]."""
+    cdef Py_ssize_t wide = PANEL if gates == 1 else TILE
+    return (n + wide - 1) // wide * wide * k * gates
+
+
 cdef object pack(object w, Py_ssize_t gates=1):
     """W [gates n, k] as `K.pack` has it: for `gemm_weights` (gates = 1) and the kernels of whole
     steps; None with BLAS or without W."""
     if not fixed or w is None:
         return None
-    cdef Py_ssize_t n = w.shape[0] // gates, k = w.shape[1], wide = PANEL if gates == 1 else TILE
+    cdef Py_ssize_t n = w.shape[0] // gates, k = w.shape[1]
     cdef int num = _seq.typenum(w)
     cdef void *source = _seq.data(w, "weights", num, (gates * n, k))
-    cdef cnp.ndarray out = empty((n + wide - 1) // wide * wide, k * gates, num)
+    cdef cnp.ndarray out = empty(1, packed_size(gates, n, k), num)
     if num == cnp.NPY_FLOAT:
         K.pack(gates, n, k, <float *>source, k, <float *>cnp.PyArray_DATA(out))
     else:

@@ -8,17 +8,14 @@ import numpy as np
 
 cimport numpy as cnp
 from libc.stdint cimport int64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
-from rnnfast._memory cimport empty
-from rnnfast._product cimport gemm_weights, inside_size, pack, packed_data
-from rnnfast._seq cimport matrix, optional_matrix, optional_vector
+from rnnfast._memory cimport allocate, empty
+from rnnfast._product cimport gemm_weights, inside_size, packed_size
+from rnnfast._seq cimport data, matrix, vector
 from rnnfast._types cimport real_t
-
-from rnnfast._dense import lookup_table, total_bias
-from rnnfast._gru import gru_bias
 
 cnp.import_array()
 
@@ -28,6 +25,9 @@ cdef enum:
 KINDS = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
 cdef enum:
     BLOCK = 1024  # rows that one product of inputs covers: their sums stay in the nearer caches
+    # Multiply-adds of a step up to which it keeps the GIL: to give it away and take it back costs
+    # more than the few microseconds are worth to other threads.
+    BRIEF = 200000
 
 
 # One layer in one direction.
@@ -70,6 +70,19 @@ cdef void step(Cell *s, Py_ssize_t B, const real_t *x, const real_t *start, Py_s
                    ldy)
     s.h, s.next = new, h
     s.back = not s.back
+
+
+cdef void one_step(Cell *cells, Py_ssize_t layers, Py_ssize_t B, const real_t *x,
+                   real_t *y) noexcept nogil:
+    """A time step of all layers, in one direction, on this thread: each reads what the one below
+    has just written."""
+    cdef K.rf_fpmode mode = K.enter()
+    cdef Py_ssize_t k
+    for k in range(layers):
+        step(&cells[k], B, x, <real_t *>cells[k].bias, 0, y if k == layers - 1 else NULL,
+             cells[k].H)
+        x = <real_t *>cells[k].h
+    K.leave(mode)
 
 
 # T steps of one layer, in one direction or both, over all B sequences or divided into parts.
@@ -157,14 +170,72 @@ cdef void run_job(Job *job, int directions) noexcept nogil:
             s.back = not s.back
 
 
+cdef Py_ssize_t rounded(Py_ssize_t n) noexcept nogil:
+    """So many elements that what comes after them is aligned for any vector."""
+    return (n + 15) // 16 * 16
+
+
+cdef void put_bias(bint gru, Py_ssize_t H, Py_ssize_t W, const real_t *b_ih, const real_t *b_hh,
+                   real_t *bias, real_t *bias_n) noexcept nogil:
+    """bias = b_ih + b_hh, of which one may be NULL; but what a GRU's u_n starts at is bias_n."""
+    cdef Py_ssize_t n = 2 * H if gru else W
+    memcpy(bias, b_hh if b_hh != NULL else b_ih, n * sizeof(real_t))
+    if b_ih != NULL and b_hh != NULL:
+        K.add(n, b_ih, bias)
+    if gru:
+        _seq.fill_rows(1, H, b_ih + n if b_ih != NULL else NULL, bias + n)
+        _seq.fill_rows(1, H, b_hh + n if b_hh != NULL else NULL, bias_n)
+
+
+cdef void prepare(Cell *s, Py_ssize_t gates, const real_t *w_ih, const real_t *w_hh,
+                  const real_t *b_ih, const real_t *b_hh, real_t *to) noexcept nogil:
+    """Pack a cell's parameters, the inputs' weights in so many gates, from `to` on."""
+    cdef Py_ssize_t W = s.G * s.H
+    cdef bint biased = b_ih != NULL or b_hh != NULL
+    cdef K.rf_fpmode mode = K.enter()
+    s.w_ih = s.w_all = s.bias = s.bias_n = NULL
+    if gates == s.G:
+        s.w_ih = to
+    else:
+        s.w_all = to
+    K.pack(gates, W // gates, s.inputs, w_ih, s.inputs, to)
+    to += packed_size(gates, W // gates, s.inputs)
+    s.w_hh = to
+    K.pack(s.G, s.H, s.H, w_hh, s.H, to)
+    to += packed_size(s.G, s.H, s.H)
+    if biased:
+        s.bias = to
+        s.bias_n = to + rounded(W) if s.kind == GRU else NULL
+        put_bias(s.kind == GRU, s.H, W, b_ih, b_hh, to, to + rounded(W))
+    K.leave(mode)
+
+
+cdef Py_ssize_t room_of(const Cell *s, Py_ssize_t gates) noexcept nogil:
+    """Elements that `prepare` writes."""
+    return (packed_size(gates, s.G * s.H // gates, s.inputs) + packed_size(s.G, s.H, s.H)
+            + rounded(s.G * s.H) + rounded(s.H))
+
+
+cdef void *parameter(dict params, dict own, str key, int num, Py_ssize_t rows,
+                     Py_ssize_t columns) except? NULL:
+    """The memory of a cell's parameter, [rows, columns], or [rows] where columns is 0; or NULL."""
+    if key not in own:
+        return NULL
+    a = params[own[key]]
+    return matrix(a, key, num, rows, columns) if columns else vector(a, key, num, rows)
+
+
 cdef class Stack:
     """Layers on top of each other, in one or both directions, B sequences side by side.
 
     Parameters
     ----------
     cell : {"rnn", "lstm", "gru"}
-    weights : list of dict
-        By layer, then direction: w_ih, w_hh, and b_ih, b_hh, peephole where there are any.
+    params : dict
+        Arrays by name.
+    names : list of dict
+        By layer, then direction: the names of w_ih, w_hh, and of b_ih, b_hh, peephole where there
+        are any.
     directions : int
     B : int
     act : str
@@ -179,93 +250,114 @@ cdef class Stack:
     cdef readonly Py_ssize_t layers, directions, B, inputs, features
     cdef Py_ssize_t H, W, room, wide_room
     cdef int num
-    cdef object dtype, kept, scratch, between, table, states
     cdef bint lstm
-    cdef object cell_memory
+    cdef bint single        # a step is for `one_step`,
+    cdef bint brief         # and with the GIL
+    cdef char *states       # h of all cells; as much again, since a step reads one half and writes
+    cdef size_t state_size  # the other; and c. state_size: bytes of one of the three
+    cdef object memory, kept, scratch, between, table
 
-    def __init__(self, str cell, list weights, Py_ssize_t directions, Py_ssize_t B, act,
+    def __init__(self, str cell, dict params, list names, Py_ssize_t directions, Py_ssize_t B, act,
                  bint coupled=False, double clip=0.0, Py_ssize_t steps=1):
         cdef Cell *s
-        cdef Py_ssize_t k, W
-        first = weights[0]
-        self.num = _seq.typenum(first["w_hh"])
-        self.dtype = first["w_hh"].dtype
-        self.H, self.B, self.directions = first["w_hh"].shape[1], B, directions
-        self.W = W = first["w_hh"].shape[0]
-        self.layers = len(weights) // directions
-        self.inputs, self.features = first["w_ih"].shape[1], directions * self.H
-        self.lstm = cell == "lstm"
-        memory = np.zeros(len(weights) * sizeof(Cell), np.uint8)
-        self.cell_memory = memory
-        self.cells = <Cell *>cnp.PyArray_DATA(<cnp.ndarray>memory)
-        self.kept = []
-        self.table = self.scratch = self.between = None
-        shape = len(weights), B, self.H
-        # twice: a step reads one half and writes the other
-        self.states = [np.zeros((2, *shape), self.dtype)]
-        if self.lstm:
-            self.states.append(np.zeros(shape, self.dtype))
-        for k in range(len(weights)):
-            s = &self.cells[k]
-            p = weights[k]
-            s.kind = KINDS[cell]
-            s.act = s.opt.gate = K.activation(act)
+        cdef Py_ssize_t k, n = len(names), size, total, inputs, gates, W, H, work, most = 0
+        cdef int kind = KINDS[cell]
+        cdef K.rf_act activation = K.activation(act)
+        cdef cnp.ndarray w_hh = params[names[0]["w_hh"]], w_ih = params[names[0]["w_ih"]]
+        cdef char *p
+        cdef void *pw_ih
+        cdef void *pw_hh
+        cdef void *b_ih
+        cdef void *b_hh
+        cdef dict own
+        self.num = _seq.typenum(w_hh)
+        size = cnp.PyArray_ITEMSIZE(w_hh)
+        self.W, self.H = W, H = cnp.PyArray_DIM(w_hh, 0), cnp.PyArray_DIM(w_hh, 1)
+        self.B, self.directions, self.layers = B, directions, n // directions
+        self.inputs, self.features = cnp.PyArray_DIM(w_ih, 1), directions * H
+        self.lstm = kind == LSTM
+        self.state_size = n * B * H * size
+        self.kept, self.table, self.scratch, self.between = [], None, None, None
+
+        # All in one piece: a small net would spend most of its time on making arrays.
+        total = 16 + rounded((n * sizeof(Cell) + size - 1) // size) + rounded(3 * n * B * H)
+        for k in range(n):
+            inputs = self.inputs if k < directions else self.features
+            total += max(packed_size(1, W, inputs), packed_size(W // H, H, inputs))
+            total += packed_size(W // H, H, H) + rounded(W) + rounded(H)
+        self.memory = empty(1, total, self.num)
+        p = <char *>cnp.PyArray_DATA(<cnp.ndarray>self.memory)
+        p += -<size_t>p % 64
+        self.cells = <Cell *>p
+        p += rounded((n * sizeof(Cell) + size - 1) // size) * size
+        self.states = p
+        p += rounded(3 * n * B * H) * size
+        total = 0
+        for k in range(n):
+            s, own = &self.cells[k], names[k]
+            s.kind, s.act, s.opt.gate = kind, activation, activation
             s.opt.coupled, s.opt.clip = coupled, clip
-            s.H, s.G, s.inputs = self.H, W // self.H, p["w_ih"].shape[1]
+            s.H, s.G = H, W // H
+            s.inputs = inputs = self.inputs if k < directions else self.features
             s.reverse = k % directions == 1
-            matrix(p["w_ih"], "w_ih", self.num, W, s.inputs)
-            matrix(p["w_hh"], "w_hh", self.num, W, self.H)
-            bias, bias_n = p.get("b_ih"), None
-            if cell == "gru":
-                bias, bias_n = gru_bias(bias, p.get("b_hh"), True)
+            b_ih = parameter(params, own, "b_ih", self.num, W, 0)
+            b_hh = parameter(params, own, "b_hh", self.num, W, 0)
+            s.peephole = parameter(params, own, "peephole", self.num, 3, H)
+            pw_ih = matrix(params[own["w_ih"]], "w_ih", self.num, W, inputs)
+            pw_hh = matrix(params[own["w_hh"]], "w_hh", self.num, W, H)
+            self.kept.append((params[own["w_ih"]], params.get(own.get("peephole"))))
+            gates = 1 if steps > 1 and not inside_size(B, inputs) else s.G
+            if self.num == cnp.NPY_FLOAT:
+                prepare(s, gates, <float *>pw_ih, <float *>pw_hh, <float *>b_ih, <float *>b_hh,
+                        <float *>p)
             else:
-                bias = total_bias(bias, p.get("b_hh"))
-            peephole = p.get("peephole")
-            together = steps > 1 and not inside_size(B, s.inputs)
-            packed = pack(p["w_ih"], 1 if together else s.G), pack(p["w_hh"], s.G)
-            s.w_all = packed_data(packed[0]) if together else NULL
-            s.w_ih = NULL if together else packed_data(packed[0])
-            s.w_hh = packed_data(packed[1])
-            s.bias = optional_vector(bias, "bias", self.num, W)
-            s.bias_n = optional_vector(bias_n, "bias", self.num, self.H)
-            s.peephole = optional_matrix(peephole, "peephole", self.num, 3, self.H)
-            self.kept.append((packed, bias, bias_n, peephole, p["w_ih"]))
-        self.point()
+                prepare(s, gates, <double *>pw_ih, <double *>pw_hh, <double *>b_ih,
+                        <double *>b_hh, <double *>p)
+            p += room_of(s, gates) * size
+            work = B * W * (H + inputs)
+            total, most = total + work, max(most, work)
+        self.single = directions == 1 and steps == 1 and most < _seq.WORK_FOR_POOL
+        self.brief = total <= BRIEF
+        self.reset()
 
     cdef void point(self):
         """Let the cells' states be the first halves."""
-        cdef char *h = <char *>cnp.PyArray_DATA(<cnp.ndarray>self.states[0])
-        cdef char *c = NULL
-        cdef Py_ssize_t k, n = self.layers * self.directions
-        cdef Py_ssize_t size = self.B * self.H * cnp.PyArray_ITEMSIZE(<cnp.ndarray>self.states[0])
-        if self.lstm:
-            c = <char *>cnp.PyArray_DATA(<cnp.ndarray>self.states[1])
+        cdef char *h = self.states
+        cdef Py_ssize_t k, n = self.layers * self.directions, size = self.state_size // n
         for k in range(n):
-            self.cells[k].h, self.cells[k].next = h + k * size, h + (n + k) * size
-            self.cells[k].c = c + k * size if c != NULL else NULL
+            self.cells[k].h = h + k * size
+            self.cells[k].next = h + (n + k) * size
+            self.cells[k].c = h + (2 * n + k) * size
 
     def reset(self):
         """The zero state."""
-        for a in self.states:
-            a.fill(0)
+        memset(self.states, 0, 3 * self.state_size)
         self.point()
 
     def get_state(self):
         """[h] or [h, c], each (layers * directions, B, H), copies."""
-        cdef Py_ssize_t k, n = self.layers * self.directions
-        cdef Py_ssize_t size = self.B * self.H * cnp.PyArray_ITEMSIZE(<cnp.ndarray>self.states[0])
-        h = np.empty((n, self.B, self.H), self.dtype)
-        cdef char *p = <char *>cnp.PyArray_DATA(<cnp.ndarray>h)
+        cdef cnp.npy_intp shape[3]
+        cdef Py_ssize_t k, n = self.layers * self.directions, size = self.state_size // n
+        shape[0], shape[1], shape[2] = n, self.B, self.H
+        h = allocate(3, shape, self.num)
+        cdef char *to = <char *>cnp.PyArray_DATA(<cnp.ndarray>h)
         for k in range(n):
-            memcpy(p + k * size, self.cells[k].h, size)
-        return [h, self.states[1].copy()] if self.lstm else [h]
+            memcpy(to + k * size, self.cells[k].h, size)
+        if not self.lstm:
+            return [h]
+        c = allocate(3, shape, self.num)
+        memcpy(cnp.PyArray_DATA(<cnp.ndarray>c), self.states + 2 * self.state_size,
+               self.state_size)
+        return [h, c]
 
     def set_state(self, list state):
         """Arrays as `get_state` gives them."""
+        cdef tuple shape = (self.layers * self.directions, self.B, self.H)
         self.point()
-        self.states[0][0] = state[0]
+        memcpy(self.states, data(state[0], "h", self.num, shape), self.state_size)
         if self.lstm:
-            self.states[1][...] = state[1]
+            memcpy(self.states + 2 * self.state_size, data(state[1], "c", self.num, shape),
+                   self.state_size)
 
     def run(self, x, Py_ssize_t T, out):
         """T steps from the state at hand.
@@ -296,23 +388,41 @@ cdef class Stack:
                              f"{self.features}, got {out.dtype} {out.shape}")
         return cnp.PyArray_DATA(<cnp.ndarray>out)
 
-    def step(self, x, out=None):
-        """One time step: (B, inputs) or (B,) class indices to (B, directions H), a new array or
-        `out`. What is not of just that kind and shape gives NotImplemented."""
+    cdef object step(self, object x, object out):
+        """One time step: (B, inputs) to (B, directions H), a new array or `out`; None where x is
+        not of just that kind and shape or `out` not contiguous."""
         cdef cnp.ndarray source
-        if not isinstance(x, np.ndarray):
-            return NotImplemented
+        cdef void *from_
+        cdef void *to
+        if type(x) is not np.ndarray or not (out is None or type(out) is np.ndarray):
+            return None
         source = <cnp.ndarray>x
         if (cnp.PyArray_TYPE(source) != self.num or cnp.PyArray_NDIM(source) != 2
                 or cnp.PyArray_DIM(source, 0) != self.B
                 or cnp.PyArray_DIM(source, 1) != self.inputs
-                or not cnp.PyArray_IS_C_CONTIGUOUS(source)
-                or not cnp.PyArray_ISBEHAVED_RO(source)):
-            return NotImplemented
+                or not cnp.PyArray_ISCARRAY_RO(source)):
+            return None
         if out is None:
             out = empty(self.B, self.features, self.num)
-        self.advance(source, False, 1, self.memory_of(out, self.B))
+        elif not cnp.PyArray_ISCARRAY(<cnp.ndarray>out):
+            return None
+        to = self.memory_of(out, self.B)
+        if not self.single:
+            self.advance(source, False, 1, to)
+            return out
+        from_ = cnp.PyArray_DATA(source)
+        if self.brief:
+            self.run_step(from_, to)
+        else:
+            with nogil:
+                self.run_step(from_, to)
         return out
+
+    cdef void run_step(self, void *x, void *y) noexcept nogil:
+        if self.num == cnp.NPY_FLOAT:
+            one_step(self.cells, self.layers, self.B, <float *>x, <float *>y)
+        else:
+            one_step(self.cells, self.layers, self.B, <double *>x, <double *>y)
 
     cdef int advance(self, cnp.ndarray source, bint ids, Py_ssize_t T, void *y) except -1:
         """`run` with arguments that were looked at."""
@@ -357,10 +467,17 @@ cdef class Stack:
 
     cdef object tables(self):
         """Per direction of the first layer: bias + column of W_ih by class, [inputs, W]."""
+        cdef cnp.npy_intp W = self.W
+        cdef Py_ssize_t d
         if self.table is None:
+            from rnnfast._dense import lookup_table
+
             self.table = []
-            for _, bias, _, _, w_ih in self.kept[:self.directions]:
-                self.table.append(lookup_table(w_ih, bias))
+            for d in range(self.directions):
+                bias = None
+                if self.cells[d].bias != NULL:
+                    bias = cnp.PyArray_SimpleNewFromData(1, &W, self.num, self.cells[d].bias)
+                self.table.append(lookup_table(self.kept[d][0], bias))
         return self.table
 
     cdef void look_up(self, const int64_t *ids, Py_ssize_t N, object table, void *a):
@@ -369,3 +486,20 @@ cdef class Stack:
             _seq.gather_rows[float](N, self.W, ids, <float *>p, <float *>a)
         else:
             _seq.gather_rows[double](N, self.W, ids, <double *>p, <double *>a)
+
+
+cdef class Steps:
+    """What `rnnfast.layers.Stream` inherits: its `step`, with no Python frame around it."""
+
+    cdef Stack stack  # None where the layer's steps are not a kernel's
+
+    def __init__(self, Stack stack):
+        self.stack = stack
+
+    def step(self, x, out=None):
+        """Output (B, features) for the input (B, I), or (B,) class indices, of one time step."""
+        if self.stack is not None:
+            y = self.stack.step(x, out)
+            if y is not None:
+                return y
+        return self._step(x, out)

@@ -2,7 +2,6 @@
 is in the functions of the engine, the equations in docs/math.md."""
 
 import copy
-import functools
 import math
 import warnings
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from rnnfast import _engine, _threads
 from rnnfast._memory import empty_array
 from rnnfast._module import Module
 from rnnfast._packing import Packing, time_blocks
+from rnnfast._stream import Stack, Steps
 
 #: Multiply-adds in a direction from which the two directions get a thread each: below, handing over
 #: costs more than it saves (docs/performance.md)
@@ -56,14 +56,6 @@ def gradient(owner, name, dy, shape, dtype):
     if dy.shape != shape:
         raise ValueError(f"{owner}: {name} must have shape {shape}, got {dy.shape}")
     return dy
-
-
-@functools.cache
-def stack_type():
-    """`Stack`; imported where it is used, because its module may have to load BLAS."""
-    from rnnfast._stream import Stack
-
-    return Stack
 
 
 @dataclass
@@ -261,13 +253,10 @@ class Recurrent(Module):
 
     def _packed(self, B, steps):
         """The layer's weights, packed as they are now, ready for B sequences."""
-        params, options = self.params, self.options
-        weights = [{key: params[name] for key, name in names.items()}
-                   for names in self._known_names]  # fmt: skip
+        options = self.options
         act = options["nonlinearity"] if self.cell == "rnn" else options["gate"]
-        return stack_type()(self.cell, weights, self.directions, B, act,
-                            options.get("coupled", False), options.get("clip", 0.0),
-                            steps)  # fmt: skip
+        return Stack(self.cell, self.params, self._known_names, self.directions, B, act,
+                     options.get("coupled", False), options.get("clip", 0.0), steps)  # fmt: skip
 
     def _run_stack(self, x, state, out, sequences):
         """A call with a dense batch on a `Stack`; None where `_run` has to see the arguments."""
@@ -378,7 +367,8 @@ class Recurrent(Module):
         return (self.state_size, self.hidden_size)[: self.states]
 
     def _states(self, state, B, packing, unbatched):
-        """New arrays (layers * directions, B, size), one per kind of state, in packed order."""
+        """Arrays (layers * directions, B, size), one per kind of state: new ones in packed order,
+        or without `packing` those given."""
         n = self.num_layers * self.directions
         if state is None:
             return [np.zeros((n, B, size), self.dtype) for size in self._state_sizes()]
@@ -392,7 +382,7 @@ class Recurrent(Module):
             if a.shape != (n, B, size):
                 want = (n, size) if unbatched else (n, B, size)
                 raise ValueError(f"{self._me}: state {name} must have shape {want}, got {a.shape}")
-            arranged.append(a.copy() if packing is None else packing.sort(a))
+            arranged.append(a if packing is None else packing.sort(a))
         return arranged
 
     def _unstate(self, states, packing, unbatched):
@@ -890,7 +880,7 @@ def _check_gate(gate):
         raise ValueError(f"gate must be one of {GATES}, got {gate!r}")
 
 
-class Stream:
+class Stream(Steps):
     """A layer that keeps its state between calls: input comes as it happens.
 
     Parameters
@@ -918,6 +908,7 @@ class Stream:
         self.layer = copy.copy(layer)
         self.layer.params = {name: a.copy() for name, a in layer.params.items()}
         self._stack = self.layer._packed(self.batch_size, 1) if layer._stackable() else None
+        super().__init__(self._stack)
         self.reset()
 
     def reset(self):
@@ -943,12 +934,8 @@ class Stream:
         else:
             self._stack.set_state(arrays)
 
-    def step(self, x, out=None):
-        """Output (B, features) for the input (B, I), or (B,) class indices, of one time step."""
-        if self._stack is not None and (out is None or out.flags.carray):
-            y = self._stack.step(x, out)
-            if y is not NotImplemented:
-                return y
+    def _step(self, x, out):
+        """`step` where it is not one kernel per layer."""
         x = np.asarray(x)
         y = self.process(x[None])[0]
         if out is None:
