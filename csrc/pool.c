@@ -103,7 +103,10 @@ int rf_pool_run_gang(int threads, rf_gang_task *f, void *arg) {
     f(arg, 0, 1, &gang);
     return 1;
 }
-void rf_pool_barrier(rf_gang *gang) { (void)gang; }
+int rf_pool_barrier(rf_gang *gang) {
+    (void)gang;
+    return 0;
+}
 
 #else
 
@@ -119,6 +122,8 @@ enum {
     MOST_WORKERS = 1023,
     LINE = 64,
     SPIN_NS = 20000, /* about what putting a thread to sleep and waking it costs */
+    LATE = 2,        /* rounds in a row that cost more than they saved, until one thread goes on alone */
+    ALONE = 16,      /* for so many rounds */
     STACK = 4 << 20, /* the thread sanitizer's thread-local memory alone takes 0.8 MiB of it */
 };
 
@@ -175,10 +180,15 @@ static void wait_while(struct bell *b, atomic_int *word, int value, atomic_int *
     pthread_mutex_unlock(&b->mutex);
 }
 
+static RF_THREAD int64_t round_began; /* when this thread left a gang's barrier, or joined it */
+
 struct rf_gang {
     _Alignas(LINE) atomic_int arrived;
+    atomic_int late;    /* whether somebody waited too long in the round before */
+    int lates;          /* in a row; the last to arrive has it */
     _Alignas(LINE) atomic_int turn; /* on a line of its own: all who wait read it */
     atomic_int misses;
+    int alone; /* what the last to arrive tells all */
     int threads;
     struct bell *bell; /* a worker's: it outlives the run, as no one's who waits at it need */
 };
@@ -232,6 +242,7 @@ __attribute__((constructor)) static void watch_forks(void) {
 
 static void work(struct run *run, int number) {
     if (!run->task) {
+        round_began = now_ns();
         run->gang_task(run->arg, number, run->gang.threads, &run->gang);
         return;
     }
@@ -378,16 +389,27 @@ int rf_pool_run_gang(int threads, rf_gang_task *f, void *arg) {
     return run_on(&run, threads);
 }
 
-void rf_pool_barrier(rf_gang *g) {
-    if (g->threads == 1) return;
+/* Whoever waits longer than the others' shares would have taken it says so, and the last to arrive
+ * at the next barrier hears it. */
+int rf_pool_barrier(rf_gang *g) {
+    if (g->threads == 1) return 0;
     const int turn = atomic_load_explicit(&g->turn, memory_order_relaxed);
     if (atomic_fetch_add(&g->arrived, 1) + 1 < g->threads) {
+        const int64_t arrived = now_ns(), worked = arrived - round_began;
         wait_while(g->bell, &g->turn, turn, &g->misses);
-        return;
+        round_began = now_ns();
+        if (round_began - arrived > worked * (g->threads - 1))
+            atomic_store_explicit(&g->late, 1, memory_order_relaxed);
+        return g->alone;
     }
+    g->lates = atomic_exchange_explicit(&g->late, 0, memory_order_relaxed) ? g->lates + 1 : 0;
+    const int alone = g->lates >= LATE ? ALONE : 0;
+    g->alone = alone;
     atomic_store_explicit(&g->arrived, 0, memory_order_relaxed);
     atomic_store(&g->turn, turn ^ 1);
     bell_ring(g->bell);
+    round_began = now_ns();
+    return alone;
 }
 
 #endif

@@ -24,8 +24,10 @@ typedef void rf_gang_task(void *arg, int worker, int threads, rf_gang *gang);
 int rf_pool_run_gang(int threads, rf_gang_task *f, void *arg);
 
 /* Wait until all threads of the gang have called this as often; what they wrote before is then seen
- * by all. Spins for up to 20 us, unless that was in vain the times before, then sleeps. */
-void rf_pool_barrier(rf_gang *gang);
+ * by all. Spins for up to 20 us, unless that was in vain the times before, then sleeps.
+ * Returns the same to all: 0; or, where threads came so late that sharing the work cost more than it
+ * saved (others may have taken their CPUs), for how many rounds worker 0 had better do all of it. */
+int rf_pool_barrier(rf_gang *gang);
 
 #if defined(_WIN32)
 #define RF_EXPORT __declspec(dllexport)

@@ -38,6 +38,6 @@ cdef void leave(rf_fpmode before) noexcept nogil
 cdef int num_threads() noexcept nogil
 cdef void pool_run(int tasks, int threads, rf_task *f, void *arg) noexcept nogil
 cdef int pool_run_gang(int threads, rf_gang_task *f, void *arg) noexcept nogil
-cdef void pool_barrier(rf_gang *gang) noexcept nogil
+cdef int pool_barrier(rf_gang *gang) noexcept nogil
 
 cdef rf_act activation(object spec) except *

@@ -28,7 +28,7 @@ cdef extern from "rnnfast.h" nogil:
 cdef extern from "pool.h" nogil:
     void rf_pool_run(int tasks, int threads, rf_task *f, void *arg)
     int rf_pool_run_gang(int threads, rf_gang_task *f, void *arg)
-    void rf_pool_barrier(rf_gang *gang)
+    int rf_pool_barrier(rf_gang *gang)
     int rnnfast_get_num_threads()
     void rnnfast_set_num_threads(int n)
     void rf_threads_default(int most, int exact)
@@ -67,8 +67,8 @@ cdef int pool_run_gang(int threads, rf_gang_task *f, void *arg) noexcept nogil:
     return rf_pool_run_gang(threads, f, arg)
 
 
-cdef void pool_barrier(rf_gang *gang) noexcept nogil:
-    rf_pool_barrier(gang)
+cdef int pool_barrier(rf_gang *gang) noexcept nogil:
+    return rf_pool_barrier(gang)
 
 
 def get_threads():

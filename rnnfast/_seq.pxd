@@ -23,6 +23,16 @@ cdef inline Py_ssize_t time_of(const Packed *q, Py_ssize_t s) noexcept nogil:
 cdef enum:
     WORK_FOR_POOL = 4000000  # multiply-adds from which threads pay: docs/performance.md
 
+# How steps are divided: the rows of each direction into `parts`, or the hidden units.
+cdef struct Plan:
+    int threads
+    int parts
+    bint units
+
+cdef bint for_pool(Py_ssize_t T, Py_ssize_t B, double weights) noexcept nogil
+cdef Plan plan(Py_ssize_t T, Py_ssize_t B, int directions, double weights,
+               Py_ssize_t H) noexcept nogil
+
 cdef int typenum(object x) except -1
 cdef void *data(object a, str name, int num, tuple shape, bint write=*) except? NULL
 cdef void *optional(object a, str name, int num, tuple shape, bint write=*) except? NULL

@@ -3,6 +3,7 @@
 import numpy as np
 
 cimport numpy as cnp
+from libc.math cimport sqrt
 from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memcpy, memset
 
@@ -115,6 +116,47 @@ cdef void pack(Packed *q, object batch_sizes, object offsets, object resets, Py_
     q.sizes = <const int64_t *>vector(batch_sizes, "batch_sizes", cnp.NPY_INT64, q.T)
     q.offsets = <const int64_t *>vector(offsets, "offsets", cnp.NPY_INT64, q.T)
     q.resets = <const uint8_t *>optional_vector(resets, "resets", cnp.NPY_UINT8, N)
+
+
+# Up to how many rows a step costs about the same: what takes the time is reading the weights.
+cdef Py_ssize_t ROWS_FOR_ONE = 4
+# What a thread at a barrier costs: two threads break even where a step costs four times as much,
+# 30,000 weights for one row (docs/performance.md).
+cdef double BARRIER = 30000
+cdef Py_ssize_t TILE = 16  # hidden units that stay together: RF_TILE of csrc/kernels_tmpl.h
+
+
+cdef bint for_pool(Py_ssize_t T, Py_ssize_t B, double weights) noexcept nogil:
+    """Whether T steps of B rows that read so many weights are enough for several threads."""
+    return T * weights * max(B, ROWS_FOR_ONE) >= WORK_FOR_POOL
+
+
+cdef Plan plan(Py_ssize_t T, Py_ssize_t B, int directions, double weights,
+               Py_ssize_t H) noexcept nogil:
+    """For T steps of B rows that read so many weights each, in each direction.
+
+    Costs are in multiply-adds where many rows share the weights. By rows, threads need not wait for
+    each other; by hidden units, all rows share a thread's weights, which may then fit its cache.
+    """
+    cdef Plan p
+    cdef double step = weights * max(B, ROWS_FOR_ONE), rows, units
+    cdef Py_ssize_t tasks, largest
+    cdef int most
+    p.threads = K.num_threads() if for_pool(T, B, directions * weights) else 1
+    p.parts = min(<Py_ssize_t>(p.threads + directions - 1) // directions, B)
+    tasks, largest = directions * p.parts, (B + p.parts - 1) // p.parts
+    rows = (tasks + p.threads - 1) // p.threads * weights * max(largest, ROWS_FOR_ONE)
+    most = min(<Py_ssize_t>p.threads, (H + TILE - 1) // TILE, <Py_ssize_t>sqrt(step / BARRIER))
+    units = directions * (step / max(most, 1) + most * BARRIER)
+    p.units = most > 1 and units < rows
+    p.threads = most if p.units else min(<Py_ssize_t>p.threads, tasks)
+    return p
+
+
+def try_plan(Py_ssize_t T, Py_ssize_t B, int directions, double weights, Py_ssize_t H):
+    """(threads, parts of the rows or 0 where hidden units are divided), as `plan` has it."""
+    cdef Plan p = plan(T, B, directions, weights, H)
+    return p.threads, 0 if p.units else p.parts
 
 
 # Rows that a task has at least where sequences end at different steps: a tile's.

@@ -23,6 +23,9 @@ cdef enum:
     RNN, LSTM, GRU
 
 KINDS = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
+cdef enum:  # RF_PANEL and RF_TILE of csrc/kernels_tmpl.h
+    PANEL = 64
+    TILE = 16
 cdef enum:
     BLOCK = 1024  # rows that one product of inputs covers: their sums stay in the nearer caches
     # Multiply-adds of a step up to which it keeps the GIL: to give it away and take it back costs
@@ -51,24 +54,30 @@ cdef struct Cell:
     bint back       # a step goes through the weights as the one before it did not
 
 
-cdef void step(Cell *s, Py_ssize_t B, const real_t *x, const real_t *start, Py_ssize_t lds,
-               real_t *y, Py_ssize_t ldy) noexcept nogil:
-    """One time step; x NULL: `start` has the inputs' part already."""
+cdef void step(Cell *s, Py_ssize_t B, Py_ssize_t j0, Py_ssize_t j1, const real_t *x,
+               const real_t *start, Py_ssize_t lds, real_t *y, Py_ssize_t ldy) noexcept nogil:
+    """One time step of the hidden units j0 to j1; x NULL: `start` has the inputs' part already."""
     cdef Py_ssize_t H = s.H
     cdef real_t *h = <real_t *>s.h
     cdef real_t *new = <real_t *>s.next
     cdef const real_t *w_ih = <real_t *>s.w_ih if x != NULL else NULL
     if s.kind == LSTM:
-        K.lstm_step(B, H, 0, H, s.back, &s.opt, s.inputs, x, w_ih, start, lds, H, h, <real_t *>s.w_hh,
-                    <real_t *>s.peephole, <real_t *>s.c, <real_t *>NULL, <real_t *>NULL, new, y,
-                    ldy)
+        K.lstm_step(B, H, j0, j1, s.back, &s.opt, s.inputs, x, w_ih, start, lds, H, h,
+                    <real_t *>s.w_hh, <real_t *>s.peephole, <real_t *>s.c, <real_t *>NULL,
+                    <real_t *>NULL, new, y, ldy)
     elif s.kind == GRU:
-        K.gru_step(B, H, 0, H, s.back, s.act, s.inputs, x, w_ih, start, lds, <real_t *>s.bias_n, h,
-                   <real_t *>s.w_hh, h, <real_t *>NULL, <real_t *>NULL, new, y, ldy)
+        K.gru_step(B, H, j0, j1, s.back, s.act, s.inputs, x, w_ih, start, lds,
+                   <real_t *>s.bias_n, h, <real_t *>s.w_hh, h, <real_t *>NULL, <real_t *>NULL, new,
+                   y, ldy)
     else:
-        K.rnn_step(B, H, 0, H, s.back, s.act, s.inputs, x, w_ih, start, lds, h, <real_t *>s.w_hh, new, y,
-                   ldy)
-    s.h, s.next = new, h
+        K.rnn_step(B, H, j0, j1, s.back, s.act, s.inputs, x, w_ih, start, lds, h,
+                   <real_t *>s.w_hh, new, y, ldy)
+
+
+cdef void swap(Cell *s) noexcept nogil:
+    """What a step wrote is what the next one reads."""
+    cdef void *h = s.h
+    s.h, s.next = s.next, h
     s.back = not s.back
 
 
@@ -79,15 +88,17 @@ cdef void one_step(Cell *cells, Py_ssize_t layers, Py_ssize_t B, const real_t *x
     cdef K.rf_fpmode mode = K.enter()
     cdef Py_ssize_t k
     for k in range(layers):
-        step(&cells[k], B, x, <real_t *>cells[k].bias, 0, y if k == layers - 1 else NULL,
-             cells[k].H)
+        step(&cells[k], B, 0, cells[k].H, x, <real_t *>cells[k].bias, 0,
+             y if k == layers - 1 else NULL, cells[k].H)
+        swap(&cells[k])
         x = <real_t *>cells[k].h
     K.leave(mode)
 
 
-# T steps of one layer, in one direction or both, over all B sequences or divided into parts.
+# T steps of one layer, in one direction or both, over all B sequences.
 cdef struct Job:
     Cell *cells
+    int directions
     int num
     int parts       # of the batch, by rows; a task is a part in a direction
     Py_ssize_t T
@@ -99,10 +110,52 @@ cdef struct Job:
     Py_ssize_t ldy
 
 
-cdef void run_rows(Cell *s, const Job *job, Py_ssize_t first, Py_ssize_t n, const real_t *x,
-                   real_t *a, real_t *y) noexcept nogil:
-    """T steps of the n sequences from `first` on; x, a, y: of the whole batch."""
+# Who computes what: n sequences from `first` on; where the members of a gang share the hidden
+# units, those of number `worker` of so many.
+cdef struct Share:
+    Py_ssize_t first, n
+    int worker, workers
+    K.rf_gang *gang
+    int alone       # for so many rounds number 0 computes what all would share
+
+
+cdef void meet(Share *share) noexcept nogil:
+    """The end of a round: what the others wrote in theirs is there then."""
+    if share.alone:
+        share.alone -= 1
+    if share.workers > 1 and not share.alone:
+        share.alone = K.pool_barrier(share.gang)
+
+
+cdef bint range_of(const Share *share, Py_ssize_t n, Py_ssize_t unit, Py_ssize_t *first,
+                   Py_ssize_t *last) noexcept nogil:
+    """Divide 0 .. n - 1 by whole units; whether there are any for this worker."""
+    cdef Py_ssize_t k = share.worker, workers = share.workers, units = (n + unit - 1) // unit
+    if share.alone:
+        k, workers = 1 if share.worker else 0, 1
+    first[0], last[0] = units * k // workers * unit, min(units * (k + 1) // workers * unit, n)
+    return first[0] < last[0]
+
+
+cdef void inputs_product(const Cell *s, const Share *share, Py_ssize_t N, const real_t *x,
+                         real_t *a) noexcept nogil:
+    """a = bias + W_ih x."""
+    cdef Py_ssize_t W = s.G * s.H, i, first, last
+    cdef real_t *bias
+    if not range_of(share, W, PANEL, &first, &last):
+        return
+    bias = <real_t *>s.bias + first if s.bias != NULL else NULL
+    for i in range(N):
+        _seq.fill_rows(1, last - first, bias, a + i * W + first)
+    gemm_weights(N, last - first, s.inputs, x, s.inputs, <real_t *>NULL,
+                 <real_t *>s.w_all + first * s.inputs, <real_t>1, a + first, W)
+
+
+cdef void run_share(Cell *s, const Job *job, Share *share, const real_t *x, real_t *a,
+                    real_t *y) noexcept nogil:
+    """All steps of a share; x, a, y: of the whole batch."""
     cdef Py_ssize_t W = s.G * s.H, B = job.B, T = job.T, count = T, done = 0, steps, i, t, row
+    cdef Py_ssize_t b = share.first, j0, j1
     cdef bint all_steps = x != NULL and s.w_ih == NULL  # one product for many steps
     cdef const real_t *x_t
     cdef const real_t *start
@@ -112,62 +165,75 @@ cdef void run_rows(Cell *s, const Job *job, Py_ssize_t first, Py_ssize_t n, cons
         steps = min(count, T - done)
         if all_steps:
             row = (T - done - steps if s.reverse else done) * B
-            _seq.fill_rows(steps * B, W, <real_t *>s.bias, a)
-            gemm_weights(steps * B, W, s.inputs, x + row * s.inputs, s.inputs, <real_t *>NULL,
-                         <real_t *>s.w_all, <real_t>1, a, W)
+            inputs_product(s, share, steps * B, x + row * s.inputs, a)
+            meet(share)
         for i in range(steps):
             t = T - 1 - done - i if s.reverse else done + i
             if x == NULL:
-                x_t, start = NULL, a + (t * B + first) * W
+                x_t, start = NULL, a + (t * B + b) * W
             elif all_steps:
                 x_t, start = NULL, a + (steps - 1 - i if s.reverse else i) * B * W
             else:
-                x_t, start = x + (t * B + first) * s.inputs, <real_t *>s.bias
-            step(s, n, x_t, start, 0 if x_t != NULL else W,
-                 y + (t * B + first) * job.ldy if y != NULL else NULL, job.ldy)
+                x_t, start = x + (t * B + b) * s.inputs, <real_t *>s.bias
+            if range_of(share, s.H, TILE, &j0, &j1):
+                step(s, share.n, j0, j1, x_t, start, 0 if x_t != NULL else W,
+                     y + (t * B + b) * job.ldy if y != NULL else NULL, job.ldy)
+            swap(s)
+            meet(share)
         done += steps
 
 
-cdef void run_task(void *arg, int task, int worker) noexcept nogil:
-    cdef Job *job = <Job *>arg
-    cdef Cell s = job.cells[task // job.parts]
-    cdef int part = task % job.parts
-    cdef Py_ssize_t first = job.B * part // job.parts, n = job.B * (part + 1) // job.parts - first
+cdef void run_direction(const Job *job, int d, Share *share) noexcept nogil:
+    cdef Cell s = job.cells[d]  # a copy, as each share goes through the steps by itself
     cdef Py_ssize_t size = sizeof(float) if job.num == cnp.NPY_FLOAT else sizeof(double)
     cdef char *y = job.y + s.H * size if job.y != NULL and s.reverse else job.y
-    cdef char *a = job.a if job.x == NULL else job.a + task // job.parts * job.room * s.G * s.H * size
-    s.h = _seq.below(s.h, first * s.H, size)
-    s.c = _seq.below(s.c, first * s.H, size)
-    s.next = _seq.below(s.next, first * s.H, size)
+    cdef char *a = job.a if job.x == NULL else job.a + d * job.room * s.G * s.H * size
+    s.h = _seq.below(s.h, share.first * s.H, size)
+    s.c = _seq.below(s.c, share.first * s.H, size)
+    s.next = _seq.below(s.next, share.first * s.H, size)
     if job.num == cnp.NPY_FLOAT:
-        run_rows(&s, job, first, n, <float *>job.x, <float *>a, <float *>y)
+        run_share(&s, job, share, <float *>job.x, <float *>a, <float *>y)
     else:
-        run_rows(&s, job, first, n, <double *>job.x, <double *>a, <double *>y)
+        run_share(&s, job, share, <double *>job.x, <double *>a, <double *>y)
 
 
-cdef void run_job(Job *job, int directions) noexcept nogil:
-    """All tasks; then the cells' states are where the last step left them."""
+cdef void run_rows(void *arg, int task, int worker) noexcept nogil:
+    cdef Job *job = <Job *>arg
+    cdef Share share
+    cdef int part = task % job.parts
+    share.first = job.B * part // job.parts
+    share.n = job.B * (part + 1) // job.parts - share.first
+    share.worker, share.workers, share.gang, share.alone = 0, 1, NULL, 0
+    run_direction(job, task // job.parts, &share)
+
+
+cdef void run_units(void *arg, int worker, int workers, K.rf_gang *gang) noexcept nogil:
+    cdef Job *job = <Job *>arg
+    cdef Share share
+    cdef int d
+    share.first, share.n = 0, job.B
+    share.worker, share.workers, share.gang, share.alone = worker, workers, gang, 0
+    for d in range(job.directions):
+        run_direction(job, d, &share)
+
+
+cdef void run_job(Job *job) noexcept nogil:
+    """All steps; then the cells' states are where the last step left them."""
     cdef Cell *s = job.cells
-    cdef Py_ssize_t work = job.T * job.B * s.G * s.H * (s.H + (s.inputs if job.x != NULL else 0))
-    cdef int threads = K.num_threads() if work * directions >= _seq.WORK_FOR_POOL else 1, d
-    cdef K.rf_fpmode mode
-    cdef void *h
-    job.parts = 1
-    if job.x == NULL or s.w_ih != NULL:  # not with a product that is over the whole batch
-        job.parts = min(<Py_ssize_t>(threads + directions - 1) // directions, job.B)
-    mode = K.enter()
-    if threads > 1 and directions * job.parts > 1:
-        K.pool_run(directions * job.parts, threads, run_task, job)
+    cdef double weights = s.G * s.H * (s.H + (s.inputs if job.x != NULL else 0))
+    cdef bint rows = job.x == NULL or s.w_ih != NULL  # not with a product over the whole batch
+    cdef _seq.Plan plan = _seq.plan(job.T, job.B if rows else 1, job.directions, weights, s.H)
+    cdef K.rf_fpmode mode = K.enter()
+    cdef int d
+    job.parts = plan.parts
+    if plan.units:
+        K.pool_run_gang(plan.threads, run_units, job)
     else:
-        for d in range(directions * job.parts):
-            run_task(job, d, 0)
+        K.pool_run(job.directions * job.parts, plan.threads, run_rows, job)
     K.leave(mode)
-    for d in range(directions):
-        s = &job.cells[d]
-        if job.T % 2:
-            h = s.h
-            s.h, s.next = s.next, h
-            s.back = not s.back
+    if job.T % 2:
+        for d in range(job.directions):
+            swap(&job.cells[d])
 
 
 cdef Py_ssize_t rounded(Py_ssize_t n) noexcept nogil:
@@ -260,7 +326,7 @@ cdef class Stack:
     def __init__(self, str cell, dict params, list names, Py_ssize_t directions, Py_ssize_t B, act,
                  bint coupled=False, double clip=0.0, Py_ssize_t steps=1):
         cdef Cell *s
-        cdef Py_ssize_t k, n = len(names), size, total, inputs, gates, W, H, work, most = 0
+        cdef Py_ssize_t k, n = len(names), size, total, inputs, gates, W, H, most = 0
         cdef int kind = KINDS[cell]
         cdef K.rf_act activation = K.activation(act)
         cdef cnp.ndarray w_hh = params[names[0]["w_hh"]], w_ih = params[names[0]["w_ih"]]
@@ -314,9 +380,8 @@ cdef class Stack:
                 prepare(s, gates, <double *>pw_ih, <double *>pw_hh, <double *>b_ih,
                         <double *>b_hh, <double *>p)
             p += room_of(s, gates) * size
-            work = B * W * (H + inputs)
-            total, most = total + work, max(most, work)
-        self.single = directions == 1 and steps == 1 and most < _seq.WORK_FOR_POOL
+            total, most = total + B * W * (H + inputs), max(most, W * (H + inputs))
+        self.single = directions == 1 and steps == 1 and not _seq.for_pool(1, B, most)
         self.brief = total <= BRIEF
         self.reset()
 
@@ -450,19 +515,19 @@ cdef class Stack:
         tables = self.tables() if ids else None
         job.num, job.T, job.B, job.ldy = self.num, T, self.B, self.features
         for layer in range(self.layers):
-            job.cells = &self.cells[layer * self.directions]
+            job.cells, job.directions = &self.cells[layer * self.directions], self.directions
             job.x = <char *>(px if layer == 0 else buffers[(layer - 1) % 2])
             job.y = <char *>(y if layer == self.layers - 1 else buffers[layer % 2])
             if not ids or layer > 0:
                 with nogil:
-                    run_job(&job, self.directions)
+                    run_job(&job)
                 continue
-            job.x = NULL
+            job.x, job.directions = NULL, 1
             for d in range(self.directions):
                 self.look_up(<int64_t *>px, N, tables[d], job.a)
                 job.cells = &self.cells[d]
                 with nogil:
-                    run_job(&job, 1)
+                    run_job(&job)
         return 0
 
     cdef object tables(self):

@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -78,6 +79,7 @@ static void run_tasks(int tasks, int threads, int nested) {
 typedef struct {
     uint64_t h[2][UNITS];
     int seen[MOST];
+    int told[MOST][STEPS]; /* what the barriers returned */
 } net;
 
 static void recur(void *arg, int worker, int threads, rf_gang *gang) {
@@ -92,7 +94,7 @@ static void recur(void *arg, int worker, int threads, rf_gang *gang) {
             for (int k = 0; k < UNITS; k++) sum = sum * 31 + from[k];
             to[j] = sum;
         }
-        rf_pool_barrier(gang);
+        n->told[worker][t] = rf_pool_barrier(gang);
     }
 }
 
@@ -102,6 +104,7 @@ static int run_gang(int threads) {
     const int got = rf_pool_run_gang(threads, recur, &many);
     CHECK(got >= 1 && got <= threads);
     for (int k = 0; k < MOST; k++) CHECK(many.seen[k] == (k < got));
+    for (int k = 1; k < got; k++) CHECK(!memcmp(many.told[k], many.told[0], sizeof many.told[0]));
     for (int k = 0; k < UNITS; k++) CHECK(many.h[STEPS % 2][k] == alone.h[STEPS % 2][k]);
     return got;
 }

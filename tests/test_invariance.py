@@ -166,6 +166,27 @@ def test_any_number_of_threads(cell, options, dtype, use_threads):
                 same_bits(got, want[name], f"{name} with {threads} threads")
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("cell", LAYERS)
+@pytest.mark.parametrize("B", [1, 3])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_few_sequences_on_any_number_of_threads(cell, B, bidirectional, dtype, use_threads):
+    """So many weights that the hidden units are divided; 330 divide evenly into nothing."""
+    rng = np.random.default_rng(6)
+    layer = LAYERS[cell](70, 330, bidirectional=bidirectional, dtype=dtype, seed=3)
+    x = rng.standard_normal((40, B, 70)).astype(dtype)
+    use_threads(1)
+    want = everything(layer, x)
+    for threads in (2, 3, 7):
+        use_threads(threads)
+        for name, got in everything(layer, x).items():
+            same_bits(got, want[name], f"{name} with {threads} threads")
+        if not bidirectional:
+            stream = layer.stream(B)
+            steps = np.stack([stream.step(x_t) for x_t in x])
+            same_bits(steps, want["inferred"], f"stream with {threads} threads")
+
+
 # ---- other machines -----------------------------------------------------------------------------
 
 # SHA-256 of all results of `everything` for the inputs below: the same on every machine whose

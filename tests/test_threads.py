@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import rnnfast
-from rnnfast import _kernels, _threads
+from rnnfast import _kernels, _seq, _threads
 
 ROOT = Path(__file__).parents[1]
 COUNTS = [1, 2, 3, 7]
@@ -54,6 +54,24 @@ def test_gang(threads):
     h, got = _kernels.try_gang(24, 100, threads)
     assert got == threads
     assert np.array_equal(h, _kernels.try_gang(24, 100, 1)[0])
+
+
+@pytest.mark.parametrize(("threads", "T", "B", "directions", "H", "expected"), [
+    (2, 128, 1, 1, 64, (1, 1)),       # a step is too short
+    (2, 1, 1, 1, 256, (1, 1)),        # and so is the call
+    (2, 128, 1, 1, 256, (2, 0)),      # hidden units
+    (2, 1, 1, 1, 1024, (2, 0)),
+    (2, 128, 1, 2, 256, (2, 1)),      # a thread for each direction
+    (4, 128, 1, 2, 256, (4, 0)),
+    (2, 64, 32, 1, 256, (2, 2)),      # rows
+    (7, 64, 32, 1, 256, (7, 7)),
+    (16, 64, 8, 1, 1024, (16, 0)),    # fewer rows than threads
+    (3, 128, 1, 1, 32, (1, 1)),
+])  # fmt: skip
+def test_plan(threads, T, B, directions, H, expected):
+    """What is divided, for an LSTM's weights: (threads, parts of the rows or 0 for hidden units)."""
+    rnnfast.set_num_threads(threads)
+    assert _seq.try_plan(T, B, directions, 4.0 * H * H, H) == expected
 
 
 def test_more_threads_than_tasks_or_workers():
