@@ -11,7 +11,15 @@ from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
 
 from rnnfast._memory cimport empty
-from rnnfast._product cimport gemm, gemm_weights, is_fixed, pack, packed_data
+from rnnfast._product cimport (
+    gemm,
+    gemm_weights,
+    in_place,
+    is_fixed,
+    pack,
+    packed_data,
+    product_in_place,
+)
 from rnnfast._seq cimport data, matrix, optional_vector, vector
 
 from rnnfast._seq import scatter_add
@@ -144,6 +152,22 @@ def lookup_table(w, bias):
     return plus(np.ascontiguousarray(np.broadcast_to(bias, table.shape)), table)
 
 
+cdef object multiply_in_place(int num, Py_ssize_t N, Py_ssize_t G, Py_ssize_t I, void *x, void *w,
+                              void *bias, void *out):
+    scratch = empty(I + G, N, num)
+    cdef void *ps = matrix(scratch, "scratch", num, I + G, N)
+    cdef K.rf_fpmode mode
+    with nogil:
+        mode = K.enter()
+        if num == cnp.NPY_FLOAT:
+            product_in_place[float](N, G, I, <float *>x, <float *>w, <float *>bias, <float *>ps,
+                                    <float *>out)
+        else:
+            product_in_place[double](N, G, I, <double *>x, <double *>w, <double *>bias,
+                                     <double *>ps, <double *>out)
+        K.leave(mode)
+
+
 def input_product(x, w, bias):
     """F1: bias + W x for all steps at once; for ids, bias + their columns of W.
 
@@ -167,6 +191,9 @@ def input_product(x, w, bias):
                 _seq.gather_rows[double](N, G, <int64_t *>px, <double *>pw, <double *>pa)
         return a
     px = matrix(x, "x", num, N, I)
+    if in_place(N, I) and K.num_threads() == 1:
+        multiply_in_place(num, N, G, I, px, pw, pb, pa)
+        return a
     packed = pack(w)
     cdef void *pp = packed_data(packed)
     cdef Product s

@@ -13,7 +13,14 @@ from libc.string cimport memcpy
 from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
 from rnnfast._memory cimport empty
-from rnnfast._product cimport gemm_weights, inside_size, pack, packed_data
+from rnnfast._product cimport (
+    gemm_weights,
+    in_place,
+    inside_size,
+    pack,
+    packed_data,
+    product_in_place,
+)
 from rnnfast._seq cimport matrix, optional_matrix, optional_vector
 from rnnfast._types cimport real_t
 
@@ -40,7 +47,9 @@ cdef struct Cell:
     Py_ssize_t G
     bint reverse
     void *w_ih      # packed with all gates: a step reads its inputs itself; or NULL, and then
-    void *w_all     # packed for one product over many steps
+    void *w_all     # packed for one product over many steps; or as it is, and then
+    void *turned    # scratch of products in place,
+    Py_ssize_t few  # of so many rows
     void *w_hh
     void *bias
     void *bias_n
@@ -94,14 +103,18 @@ cdef void run_rows(Cell *s, const Job *job, Py_ssize_t first, Py_ssize_t n, cons
     cdef const real_t *x_t
     cdef const real_t *start
     if all_steps:
-        count = BLOCK // B + 1
+        count = s.few // B if s.few else BLOCK // B + 1
     while done < T:
         steps = min(count, T - done)
         if all_steps:
             row = (T - done - steps if s.reverse else done) * B
-            _seq.fill_rows(steps * B, W, <real_t *>s.bias, a)
-            gemm_weights(steps * B, W, s.inputs, x + row * s.inputs, s.inputs, <real_t *>NULL,
-                         <real_t *>s.w_all, <real_t>1, a, W)
+            if s.few:
+                product_in_place(steps * B, W, s.inputs, x + row * s.inputs, <real_t *>s.w_all,
+                                 <real_t *>s.bias, <real_t *>s.turned, a)
+            else:
+                _seq.fill_rows(steps * B, W, <real_t *>s.bias, a)
+                gemm_weights(steps * B, W, s.inputs, x + row * s.inputs, s.inputs, <real_t *>NULL,
+                             <real_t *>s.w_all, <real_t>1, a, W)
         for i in range(steps):
             t = T - 1 - done - i if s.reverse else done + i
             if x == NULL:
@@ -222,10 +235,17 @@ cdef class Stack:
                 bias = total_bias(bias, p.get("b_hh"))
             peephole = p.get("peephole")
             together = steps > 1 and not inside_size(B, s.inputs)
-            packed = pack(p["w_ih"], 1 if together else s.G), pack(p["w_hh"], s.G)
-            s.w_all = packed_data(packed[0]) if together else NULL
-            s.w_ih = NULL if together else packed_data(packed[0])
-            s.w_hh = packed_data(packed[1])
+            few = together and in_place(steps * B, s.inputs)
+            if few:
+                s.few = steps * B
+                packed_ih, turned = p["w_ih"], empty(s.inputs + W, s.few, self.num)
+                s.turned = packed_data(turned)
+            else:
+                packed_ih, turned = pack(p["w_ih"], 1 if together else s.G), None
+            packed = packed_ih, turned, pack(p["w_hh"], s.G)
+            s.w_all = packed_data(packed_ih) if together else NULL
+            s.w_ih = NULL if together else packed_data(packed_ih)
+            s.w_hh = packed_data(packed[2])
             s.bias = optional_vector(bias, "bias", self.num, W)
             s.bias_n = optional_vector(bias_n, "bias", self.num, self.H)
             s.peephole = optional_matrix(peephole, "peephole", self.num, 3, self.H)
