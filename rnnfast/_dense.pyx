@@ -11,7 +11,15 @@ from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
 
 from rnnfast._memory cimport empty
-from rnnfast._product cimport gemm, gemm_weights, is_fixed, pack, packed_data
+from rnnfast._product cimport (
+    gemm,
+    gemm_weights,
+    in_place,
+    is_fixed,
+    pack,
+    packed_data,
+    product_in_place,
+)
 from rnnfast._seq cimport data, matrix, optional_vector, vector
 
 from rnnfast._seq import scatter_add
@@ -144,6 +152,23 @@ def lookup_table(w, bias):
     return plus(np.ascontiguousarray(np.broadcast_to(bias, table.shape)), table)
 
 
+cdef object multiply_in_place(int num, Py_ssize_t N, Py_ssize_t G, Py_ssize_t I, void *x, void *w,
+                              void *bias, void *out):
+    scratch = empty(I + G, N, num)
+    cdef void *ps = matrix(scratch, "scratch", num, I + G, N)
+    cdef K.rf_fpmode mode
+    with nogil:
+        mode = K.enter()
+        turn(num, N, I, x, ps)
+        if num == cnp.NPY_FLOAT:
+            product_in_place(N, G, I, <float *>ps, <float *>w, <float *>bias,
+                             <float *>ps + I * N, <float *>out, G)
+        else:
+            product_in_place(N, G, I, <double *>ps, <double *>w, <double *>bias,
+                             <double *>ps + I * N, <double *>out, G)
+        K.leave(mode)
+
+
 def input_product(x, w, bias):
     """F1: bias + W x for all steps at once; for ids, bias + their columns of W.
 
@@ -167,6 +192,9 @@ def input_product(x, w, bias):
                 _seq.gather_rows[double](N, G, <int64_t *>px, <double *>pw, <double *>pa)
         return a
     px = matrix(x, "x", num, N, I)
+    if in_place(N, I) and K.num_threads() == 1:
+        multiply_in_place(num, N, G, I, px, pw, pb, pa)
+        return a
     packed = pack(w)
     cdef void *pp = packed_data(packed)
     cdef Product s

@@ -20,6 +20,10 @@ cdef void gemm_weights(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const real_t *a
                        Py_ssize_t ldc) noexcept nogil
 
 cdef bint is_fixed() noexcept nogil
+cdef bint in_place(Py_ssize_t rows, Py_ssize_t inputs) noexcept nogil
+cdef void product_in_place(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const real_t *columns,
+                           const real_t *w, const real_t *bias, real_t *turned, real_t *c,
+                           Py_ssize_t ldc) noexcept nogil
 cdef bint inside_size(Py_ssize_t rows, Py_ssize_t inputs) noexcept nogil
 cdef bint inside(object x, Py_ssize_t T)
 cdef object pack(object w, Py_ssize_t gates=*)

@@ -25,6 +25,8 @@ cdef enum:  # RF_PANEL and RF_TILE of csrc/kernels_tmpl.h
 # docs/performance.md has the break-even.
 cdef Py_ssize_t ROWS_INSIDE = 4
 cdef Py_ssize_t INPUTS_INSIDE = 16
+# From so many inputs on, weights are not packed for fewer than a third as many rows: docs/performance.md
+cdef Py_ssize_t INPUTS_IN_PLACE = 256
 cdef bint fixed = False
 cdef bint used = False
 cdef gemm_f32 blas_f32 = NULL
@@ -82,6 +84,28 @@ cdef void gemm_weights(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const real_t *a
         blas_f32(False, True, m, n, k, a, lda, w, k, beta, c, ldc)
     else:
         blas_f64(False, True, m, n, k, a, lda, w, k, beta, c, ldc)
+
+
+cdef bint in_place(Py_ssize_t rows, Py_ssize_t inputs) noexcept nogil:
+    """Whether `product_in_place` is to multiply so many rows with weights."""
+    return fixed and inputs >= INPUTS_IN_PLACE and 3 * rows <= inputs
+
+
+cdef void product_in_place(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const real_t *columns,
+                           const real_t *w, const real_t *bias, real_t *turned, real_t *c,
+                           Py_ssize_t ldc) noexcept nogil:
+    """C = bias + x W' as the transpose of W x': W is read once, where it is, while packing it would
+    cost more than to turn x and C. columns: x' [k, m]; w: [n, k]; bias: [n] or NULL; turned: n m of
+    scratch; c: [m, n]."""
+    cdef Py_ssize_t i, j
+    cdef real_t first = 0
+    for i in range(n):
+        if bias != NULL:
+            first = bias[i]
+        for j in range(m):
+            turned[i * m + j] = first
+    K.gemm(n, m, k, w, k, 1, columns, m, PANEL, True, turned, m)
+    K.transpose(n, m, turned, m, c, ldc)
 
 
 cdef bint inside_size(Py_ssize_t rows, Py_ssize_t inputs) noexcept nogil:

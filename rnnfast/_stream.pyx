@@ -13,7 +13,13 @@ from libc.string cimport memcpy, memset
 from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
 from rnnfast._memory cimport allocate, empty
-from rnnfast._product cimport gemm_weights, inside_size, packed_size
+from rnnfast._product cimport (
+    gemm_weights,
+    in_place,
+    inside_size,
+    packed_size,
+    product_in_place,
+)
 from rnnfast._seq cimport data, matrix, vector
 from rnnfast._types cimport real_t
 
@@ -43,7 +49,9 @@ cdef struct Cell:
     Py_ssize_t G
     bint reverse
     void *w_ih      # packed with all gates: a step reads its inputs itself; or NULL, and then
-    void *w_all     # packed for one product over many steps
+    void *w_all     # packed for one product over many steps; or as it is, and then
+    void *turned    # scratch of products in place,
+    Py_ssize_t few  # of so many rows
     void *w_hh
     void *bias
     void *bias_n
@@ -137,18 +145,27 @@ cdef bint range_of(const Share *share, Py_ssize_t n, Py_ssize_t unit, Py_ssize_t
     return first[0] < last[0]
 
 
-cdef void inputs_product(const Cell *s, const Share *share, Py_ssize_t N, const real_t *x,
+cdef void inputs_product(const Cell *s, Share *share, Py_ssize_t N, const real_t *x,
                          real_t *a) noexcept nogil:
     """a = bias + W_ih x."""
-    cdef Py_ssize_t W = s.G * s.H, i, first, last
+    cdef Py_ssize_t W = s.G * s.H, I = s.inputs, i, first, last
+    cdef real_t *columns = <real_t *>s.turned
     cdef real_t *bias
+    if s.few:
+        if range_of(share, I, TILE, &first, &last):
+            K.transpose(N, last - first, x + first, I, columns + first * N, N)
+        meet(share)
     if not range_of(share, W, PANEL, &first, &last):
         return
     bias = <real_t *>s.bias + first if s.bias != NULL else NULL
+    if s.few:
+        product_in_place(N, last - first, I, columns, <real_t *>s.w_all + first * I, bias,
+                         columns + (I + first) * N, a + first, W)
+        return
     for i in range(N):
         _seq.fill_rows(1, last - first, bias, a + i * W + first)
-    gemm_weights(N, last - first, s.inputs, x, s.inputs, <real_t *>NULL,
-                 <real_t *>s.w_all + first * s.inputs, <real_t>1, a + first, W)
+    gemm_weights(N, last - first, I, x, I, <real_t *>NULL, <real_t *>s.w_all + first * I,
+                 <real_t>1, a + first, W)
 
 
 cdef void run_share(Cell *s, const Job *job, Share *share, const real_t *x, real_t *a,
@@ -253,19 +270,39 @@ cdef void put_bias(bint gru, Py_ssize_t H, Py_ssize_t W, const real_t *b_ih, con
         _seq.fill_rows(1, H, b_hh + n if b_hh != NULL else NULL, bias_n)
 
 
-cdef void prepare(Cell *s, Py_ssize_t gates, const real_t *w_ih, const real_t *w_hh,
+cdef Py_ssize_t inputs_room(Py_ssize_t G, Py_ssize_t H, Py_ssize_t inputs, bint together,
+                            Py_ssize_t few) noexcept nogil:
+    """Elements of the inputs' weights, packed; or of what a product of few rows writes."""
+    if few:
+        return rounded((inputs + G * H) * few)
+    return packed_size(1, G * H, inputs) if together else packed_size(G, H, inputs)
+
+
+cdef Py_ssize_t room_of(Py_ssize_t G, Py_ssize_t H, Py_ssize_t inputs, bint together,
+                        Py_ssize_t few) noexcept nogil:
+    """Elements that `prepare` needs."""
+    return (inputs_room(G, H, inputs, together, few) + packed_size(G, H, H) + rounded(G * H)
+            + rounded(H))
+
+
+cdef void prepare(Cell *s, bint together, Py_ssize_t few, const real_t *w_ih, const real_t *w_hh,
                   const real_t *b_ih, const real_t *b_hh, real_t *to) noexcept nogil:
-    """Pack a cell's parameters, the inputs' weights in so many gates, from `to` on."""
+    """Pack a cell's parameters, from `to` on. The inputs' weights for one product over many steps,
+    or not at all if it is of few rows."""
     cdef Py_ssize_t W = s.G * s.H
     cdef bint biased = b_ih != NULL or b_hh != NULL
     cdef K.rf_fpmode mode = K.enter()
-    s.w_ih = s.w_all = s.bias = s.bias_n = NULL
-    if gates == s.G:
-        s.w_ih = to
-    else:
+    s.w_ih = s.w_all = s.turned = s.bias = s.bias_n = NULL
+    s.few = few
+    if few:
+        s.w_all, s.turned = <void *>w_ih, to
+    elif together:
         s.w_all = to
-    K.pack(gates, W // gates, s.inputs, w_ih, s.inputs, to)
-    to += packed_size(gates, W // gates, s.inputs)
+        K.pack(1, W, s.inputs, w_ih, s.inputs, to)
+    else:
+        s.w_ih = to
+        K.pack(s.G, s.H, s.inputs, w_ih, s.inputs, to)
+    to += inputs_room(s.G, s.H, s.inputs, together, few)
     s.w_hh = to
     K.pack(s.G, s.H, s.H, w_hh, s.H, to)
     to += packed_size(s.G, s.H, s.H)
@@ -274,12 +311,6 @@ cdef void prepare(Cell *s, Py_ssize_t gates, const real_t *w_ih, const real_t *w
         s.bias_n = to + rounded(W) if s.kind == GRU else NULL
         put_bias(s.kind == GRU, s.H, W, b_ih, b_hh, to, to + rounded(W))
     K.leave(mode)
-
-
-cdef Py_ssize_t room_of(const Cell *s, Py_ssize_t gates) noexcept nogil:
-    """Elements that `prepare` writes."""
-    return (packed_size(gates, s.G * s.H // gates, s.inputs) + packed_size(s.G, s.H, s.H)
-            + rounded(s.G * s.H) + rounded(s.H))
 
 
 cdef void *parameter(dict params, dict own, str key, int num, Py_ssize_t rows,
@@ -326,7 +357,9 @@ cdef class Stack:
     def __init__(self, str cell, dict params, list names, Py_ssize_t directions, Py_ssize_t B, act,
                  bint coupled=False, double clip=0.0, Py_ssize_t steps=1):
         cdef Cell *s
-        cdef Py_ssize_t k, n = len(names), size, total, inputs, gates, W, H, most = 0
+        cdef Py_ssize_t k, n = len(names), size, total, inputs, W, H, few, most = 0
+        cdef Py_ssize_t rows = min(steps, BLOCK // B + 1) * B  # of the largest product of inputs
+        cdef bint together
         cdef int kind = KINDS[cell]
         cdef K.rf_act activation = K.activation(act)
         cdef cnp.ndarray w_hh = params[names[0]["w_hh"]], w_ih = params[names[0]["w_ih"]]
@@ -349,8 +382,9 @@ cdef class Stack:
         total = 16 + rounded((n * sizeof(Cell) + size - 1) // size) + rounded(3 * n * B * H)
         for k in range(n):
             inputs = self.inputs if k < directions else self.features
-            total += max(packed_size(1, W, inputs), packed_size(W // H, H, inputs))
-            total += packed_size(W // H, H, H) + rounded(W) + rounded(H)
+            together = steps > 1 and not inside_size(B, inputs)
+            few = rows if together and in_place(rows, inputs) else 0
+            total += room_of(W // H, H, inputs, together, few)
         self.memory = empty(1, total, self.num)
         p = <char *>cnp.PyArray_DATA(<cnp.ndarray>self.memory)
         p += -<size_t>p % 64
@@ -372,14 +406,15 @@ cdef class Stack:
             pw_ih = matrix(params[own["w_ih"]], "w_ih", self.num, W, inputs)
             pw_hh = matrix(params[own["w_hh"]], "w_hh", self.num, W, H)
             self.kept.append((params[own["w_ih"]], params.get(own.get("peephole"))))
-            gates = 1 if steps > 1 and not inside_size(B, inputs) else s.G
+            together = steps > 1 and not inside_size(B, inputs)
+            few = rows if together and in_place(rows, inputs) else 0
             if self.num == cnp.NPY_FLOAT:
-                prepare(s, gates, <float *>pw_ih, <float *>pw_hh, <float *>b_ih, <float *>b_hh,
-                        <float *>p)
+                prepare(s, together, few, <float *>pw_ih, <float *>pw_hh, <float *>b_ih,
+                        <float *>b_hh, <float *>p)
             else:
-                prepare(s, gates, <double *>pw_ih, <double *>pw_hh, <double *>b_ih,
+                prepare(s, together, few, <double *>pw_ih, <double *>pw_hh, <double *>b_ih,
                         <double *>b_hh, <double *>p)
-            p += room_of(s, gates) * size
+            p += room_of(s.G, H, inputs, together, few) * size
             total, most = total + B * W * (H + inputs), max(most, W * (H + inputs))
         self.single = directions == 1 and steps == 1 and not _seq.for_pool(1, B, most)
         self.brief = total <= BRIEF

@@ -130,6 +130,19 @@ def test_long_chains_are_not_cut(dtype, use_engine):
         same_bits(got, want)
 
 
+@CASE
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("T", [1, 43, 85, 86])
+def test_few_rows_of_many_inputs(cell, options, dtype, T):
+    """Up to 85 rows of 257 inputs are multiplied with weights in place, more with packed ones."""
+    layer = LAYERS[cell](257, 9, dtype=dtype, seed=5, bidirectional=True, **options)
+    x = np.random.default_rng(T).standard_normal((T, 5, 257)).astype(dtype)
+    whole = layer(x)[0]
+    for B in (1, 2):
+        same_bits(layer(x[:, :B])[0], whole[:, :B])
+        same_bits(layer.forward(x[:, :B])[0], whole[:, :B])
+
+
 # ---- threads ------------------------------------------------------------------------------------
 
 
