@@ -9,7 +9,16 @@ from libc.string cimport memcpy, memset
 from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
 from rnnfast._memory cimport empty
-from rnnfast._product cimport gemm, gemm_weights, inside, is_fixed, pack, packed_data, panels
+from rnnfast._product cimport (
+    gemm,
+    gemm_panels,
+    gemm_weights,
+    inside,
+    is_fixed,
+    pack,
+    packed_data,
+    panels,
+)
 from rnnfast._seq cimport (
     Packed,
     data,
@@ -175,9 +184,9 @@ cdef void backward_after(const Gru *s, const real_t *w_hh) noexcept nogil:
                                   <real_t *>s.dm + row * 3 * H)
         into = dh if s.mask == NULL else <real_t *>s.drh
         if s.panels_hh != NULL:
-            gemm_weights(n, H, 3 * H, <real_t *>s.dm + row * 3 * H, 3 * H, NULL,
-                         <real_t *>s.panels_hh, <real_t>1 if s.mask == NULL else <real_t>0, into,
-                         H)  # B5
+            gemm_panels(i & 1, n, H, 3 * H, <real_t *>s.dm + row * 3 * H, 3 * H,
+                        <real_t *>s.panels_hh, <real_t>1 if s.mask == NULL else <real_t>0, into,
+                        H)  # B5
         else:
             gemm(False, n, H, 3 * H, <real_t *>s.dm + row * 3 * H, 3 * H, w_hh, H,
                  <real_t>1 if s.mask == NULL else <real_t>0, into, H)

@@ -7,7 +7,16 @@ from libc.string cimport memcpy, memset
 from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
 from rnnfast._memory cimport empty
-from rnnfast._product cimport gemm, gemm_weights, inside, is_fixed, pack, packed_data, panels
+from rnnfast._product cimport (
+    gemm,
+    gemm_panels,
+    gemm_weights,
+    inside,
+    is_fixed,
+    pack,
+    packed_data,
+    panels,
+)
 from rnnfast._seq cimport Packed, matrix, optional_matrix, optional_vector, time_of, vector
 from rnnfast._types cimport real_t
 
@@ -185,7 +194,7 @@ cdef void backward(const Lstm *s, const real_t *w_hh) noexcept nogil:
             K.layer_norm_backward(n, W, da, <real_t *>s.gain_hh, <real_t *>s.hhat + row * W,
                                   <real_t *>s.h_rstd + row, dah)
         if s.panels_hh != NULL:
-            gemm_weights(n, P, W, dah, W, NULL, <real_t *>s.panels_hh, <real_t>0, dh, P)  # B6
+            gemm_panels(i & 1, n, P, W, dah, W, <real_t *>s.panels_hh, <real_t>0, dh, P)  # B6
         else:
             gemm(False, n, P, W, dah, W, w_hh, P, <real_t>0, dh, P)
         if s.mask != NULL:

@@ -19,6 +19,11 @@ cdef void gemm_weights(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const real_t *a
                        const real_t *w, const real_t *packed, real_t beta, real_t *c,
                        Py_ssize_t ldc) noexcept nogil
 
+# The same with what `panels` made of B [k,n], from the last columns to the first where `back` is true.
+cdef void gemm_panels(bint back, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const real_t *a,
+                      Py_ssize_t lda, const real_t *packed, real_t beta, real_t *c,
+                      Py_ssize_t ldc) noexcept nogil
+
 cdef bint is_fixed() noexcept nogil
 cdef bint in_place(Py_ssize_t rows, Py_ssize_t inputs) noexcept nogil
 cdef void product_in_place(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const real_t *columns,

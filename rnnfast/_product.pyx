@@ -86,6 +86,18 @@ cdef void gemm_weights(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const real_t *a
         blas_f64(False, True, m, n, k, a, lda, w, k, beta, c, ldc)
 
 
+cdef void gemm_panels(bint back, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const real_t *a,
+                      Py_ssize_t lda, const real_t *packed, real_t beta, real_t *c,
+                      Py_ssize_t ldc) noexcept nogil:
+    """A step of BPTT begins with the weights that the one before it, which went the other way, has
+    left in the caches."""
+    cdef Py_ssize_t wide = 2 * PANEL, parts = (n + wide - 1) // wide, q, j
+    for q in range(parts):
+        j = (parts - 1 - q if back else q) * wide
+        K.gemm(m, min(n - j, wide), k, a, lda, 1, packed + j * k, PANEL, PANEL * k, beta != 0, c + j,
+               ldc)
+
+
 cdef bint in_place(Py_ssize_t rows, Py_ssize_t inputs) noexcept nogil:
     """Whether `product_in_place` is to multiply so many rows with weights."""
     return fixed and inputs >= INPUTS_IN_PLACE and 3 * rows <= inputs

@@ -11,6 +11,7 @@ from rnnfast cimport _seq
 from rnnfast._memory cimport empty
 from rnnfast._product cimport (
     gemm,
+    gemm_panels,
     gemm_weights,
     inside,
     is_fixed,
@@ -99,7 +100,7 @@ cdef void backward(const Rnn *s, const real_t *w_hh) noexcept nogil:
         K.rnn_backward(n, H, s.act, <real_t *>s.y + row * H, dh,
                        <real_t *>s.dy + row * H if s.dy != NULL else NULL, H, da)  # B1, B2
         if s.packed_hh != NULL:
-            gemm_weights(n, H, H, da, H, NULL, <real_t *>s.packed_hh, <real_t>0, dh, H)  # B3
+            gemm_panels(i & 1, n, H, H, da, H, <real_t *>s.packed_hh, <real_t>0, dh, H)  # B3
         else:
             gemm(False, n, H, H, da, H, w_hh, H, <real_t>0, dh, H)
         if s.mask != NULL:
