@@ -948,9 +948,10 @@ RF_UNROLL
 /* The transposes of the G matrices w [n,k], zeros past n, so that a step of k reads whole vectors:
  * G = 1: [ceil(n / RF_PANEL)][k][RF_PANEL]; more: [ceil(n / RF_TILE)][k][G][RF_TILE], gates side by
  * side. */
-static void KN(pack)(ptrdiff_t G, ptrdiff_t n, ptrdiff_t k, const REAL *w, ptrdiff_t ldw, REAL *out) {
+static void KN(pack)(ptrdiff_t G, ptrdiff_t n, ptrdiff_t k, ptrdiff_t first, ptrdiff_t last,
+                     const REAL *w, ptrdiff_t ldw, REAL *out) {
     const ptrdiff_t wide = G == 1 ? RF_PANEL : RF_TILE;
-    for (ptrdiff_t j = 0; j < n; j += wide)
+    for (ptrdiff_t j = first; j < last; j += wide)
         for (ptrdiff_t g = 0; g < G; g++)
             for (ptrdiff_t v = j; v < j + wide; v += VL) {
                 const REAL *from = w + (g * n + v) * ldw;

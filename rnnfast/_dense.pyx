@@ -46,6 +46,7 @@ cdef struct Product:
     bint weights
     char *packed    # what `pack` made of them, or NULL with BLAS
     char *c
+    char *home      # [n, m]: where C' is before and after, while c is scratch; or NULL
     int tasks
 
 
@@ -57,12 +58,14 @@ cdef void product_task(void *arg, int task, int worker) noexcept nogil:
     cdef char *b = s.b
     cdef char *packed = s.packed
     cdef char *c = s.c
+    cdef char *home = s.home
     if s.tasks > 1:
         total = ((m if s.by_rows else n) + unit - 1) // unit
         first, last = total * task // s.tasks * unit, total * (task + 1) // s.tasks * unit
         if s.by_rows:
             a += first * size * (1 if s.ta else s.lda)
             c += first * size * s.ldc
+            home = <char *>_seq.below(home, first, size)
             m = last - first
         else:
             last = min(last, n)
@@ -70,7 +73,10 @@ cdef void product_task(void *arg, int task, int worker) noexcept nogil:
             if packed != NULL:
                 packed += first * s.k * size
             c += first * size
+            home = <char *>_seq.below(home, first * s.m, size)
             n = last - first
+    if home != NULL:
+        turn(s.num, n, m, home, s.m, c, s.ldc)
     if s.num == cnp.NPY_FLOAT:
         if s.weights:
             gemm_weights[float](m, n, s.k, <float *>a, s.lda, <float *>b, <float *>packed, s.add,
@@ -85,6 +91,8 @@ cdef void product_task(void *arg, int task, int worker) noexcept nogil:
         else:
             gemm[double](s.ta, m, n, s.k, <double *>a, s.lda, <double *>b, s.ldb, s.add,
                          <double *>c, s.ldc)
+    if home != NULL:
+        turn(s.num, m, n, c, s.ldc, home, s.m)
 
 
 cdef void run_product(Product *s) noexcept nogil:
@@ -102,21 +110,24 @@ cdef void run_product(Product *s) noexcept nogil:
 
 
 cdef void matmul(int num, bint ta, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, void *a,
-                 Py_ssize_t lda, void *b, Py_ssize_t ldb, bint add, void *c,
-                 Py_ssize_t ldc) noexcept nogil:
-    """C = op(A) B, added to C where `add`."""
+                 Py_ssize_t lda, void *b, Py_ssize_t ldb, bint add, void *c, Py_ssize_t ldc,
+                 void *home=NULL) noexcept nogil:
+    """C = op(A) B, added to C where `add`; with `home` the transpose of what is there, [n, m], is
+    what C holds before, and C's transpose goes there."""
     cdef Product s
     s.num, s.ta, s.add, s.m, s.n, s.k, s.lda, s.ldb, s.ldc = num, ta, add, m, n, k, lda, ldb, ldc
     s.a, s.b, s.packed, s.c, s.weights = <char *>a, <char *>b, NULL, <char *>c, False
+    s.home = <char *>home
     run_product(&s)
 
 
-cdef void turn(int num, Py_ssize_t m, Py_ssize_t n, void *a, void *out) noexcept nogil:
+cdef void turn(int num, Py_ssize_t m, Py_ssize_t n, void *a, Py_ssize_t lda, void *out,
+               Py_ssize_t ldo) noexcept nogil:
     """out: [n, m] = the transpose of a: [m, n]."""
     if num == cnp.NPY_FLOAT:
-        K.transpose(m, n, <float *>a, n, <float *>out, m)
+        K.transpose(m, n, <float *>a, lda, <float *>out, ldo)
     else:
-        K.transpose(m, n, <double *>a, n, <double *>out, m)
+        K.transpose(m, n, <double *>a, lda, <double *>out, ldo)
 
 
 cdef object plus(object x, object y):
@@ -205,6 +216,7 @@ def input_product(x, w, bias):
             _seq.fill_rows[double](N, G, <double *>pb, <double *>pa)
         s.num, s.ta, s.add, s.m, s.n, s.k, s.lda, s.ldc = num, False, True, N, G, I, I, G
         s.a, s.b, s.packed, s.c, s.weights = <char *>px, <char *>pw, <char *>pp, <char *>pa, True
+        s.home = NULL
         run_product(&s)
     return a
 
@@ -248,26 +260,47 @@ def weight_product(da, x, dw, Py_ssize_t column=0):
         pt = matrix(transposed, "transposed", num, I, n)
     with nogil:
         if pt != NULL:
-            turn(num, n, I, pdw, pt)
-            matmul(num, True, I, n, N, px, I, pda + column * size, width, True, pt, n)
-            turn(num, I, n, pt, pdw)
+            matmul(num, True, I, n, N, px, I, pda + column * size, width, True, pt, n, pdw)
         else:
             matmul(num, True, n, I, N, pda + column * size, width, px, I, True, pdw, I)
+
+
+# Sums of columns of so many elements are divided: 50 us of one thread.
+cdef Py_ssize_t MANY_SUMMANDS = 1 << 18
+
+
+cdef struct Sums:
+    int num
+    Py_ssize_t N, n
+    char *a
+    char *out
+    int tasks
+
+
+cdef void sums_task(void *arg, int task, int worker) noexcept nogil:
+    cdef Sums *s = <Sums *>arg
+    cdef Py_ssize_t units = (s.n + 63) // 64
+    cdef Py_ssize_t first = units * task // s.tasks * 64
+    cdef Py_ssize_t n = min(units * (task + 1) // s.tasks * 64, s.n) - first
+    if s.num == cnp.NPY_FLOAT:
+        K.column_sum(s.N, n, <float *>s.a + first, s.n, <float *>s.out + first)
+    else:
+        K.column_sum(s.N, n, <double *>s.a + first, s.n, <double *>s.out + first)
 
 
 def column_sum(a, out):
     """out[j] += sum_i a[i, j], i ascending; a: [N, n]; out: [n]."""
     cdef int num = _seq.typenum(out)
     cdef Py_ssize_t N = a.shape[0], n = a.shape[1]
-    cdef void *pa = matrix(a, "a", num, N, n)
-    cdef void *po = vector(out, "out", num, n, True)
+    cdef Sums s
     cdef K.rf_fpmode mode
+    s.num, s.N, s.n = num, N, n
+    s.a = <char *>matrix(a, "a", num, N, n)
+    s.out = <char *>vector(out, "out", num, n, True)
+    s.tasks = K.num_threads() if N * n >= MANY_SUMMANDS else 1
     with nogil:
         mode = K.enter()
-        if num == cnp.NPY_FLOAT:
-            K.column_sum(N, n, <float *>pa, n, <float *>po)
-        else:
-            K.column_sum(N, n, <double *>pa, n, <double *>po)
+        K.pool_run(s.tasks, s.tasks, sums_task, &s)
         K.leave(mode)
 
 

@@ -33,5 +33,7 @@ cdef bint inside_size(Py_ssize_t rows, Py_ssize_t inputs) noexcept nogil
 cdef bint inside(object x, Py_ssize_t T)
 cdef object pack(object w, Py_ssize_t gates=*)
 cdef Py_ssize_t packed_size(Py_ssize_t gates, Py_ssize_t n, Py_ssize_t k) noexcept nogil
+cdef void pack_to(int num, bint turned, Py_ssize_t gates, Py_ssize_t n, Py_ssize_t k, const void *w,
+                  void *out) noexcept nogil
 cdef object panels(object w)
 cdef void *packed_data(object packed) noexcept

@@ -137,50 +137,81 @@ cdef Py_ssize_t packed_size(Py_ssize_t gates, Py_ssize_t n, Py_ssize_t k) noexce
     return (n + wide - 1) // wide * wide * k * gates
 
 
+# Weights from so many on are packed on several threads: 50 us of one.
+cdef Py_ssize_t MANY_WEIGHTS = 1 << 16
+
+
+cdef struct Packing:
+    int num
+    bint turned     # W's transpose is what is packed
+    Py_ssize_t gates, n, k, wide
+    char *w
+    char *out
+    int tasks
+
+
+cdef void pack_task(void *arg, int task, int worker) noexcept nogil:
+    cdef Packing *s = <Packing *>arg
+    cdef Py_ssize_t units = (s.n + s.wide - 1) // s.wide
+    cdef Py_ssize_t first = units * task // s.tasks * s.wide
+    cdef Py_ssize_t last = min(units * (task + 1) // s.tasks * s.wide, s.n)
+    if s.num == cnp.NPY_FLOAT:
+        if s.turned:
+            K.pack(s.gates, s.n, s.k, first, last, <float *>s.w, s.k, <float *>s.out)
+        else:
+            copy_panels(s.n, s.k, first, last, <float *>s.w, <float *>s.out)
+    elif s.turned:
+        K.pack(s.gates, s.n, s.k, first, last, <double *>s.w, s.k, <double *>s.out)
+    else:
+        copy_panels(s.n, s.k, first, last, <double *>s.w, <double *>s.out)
+
+
+cdef void copy_panels(Py_ssize_t n, Py_ssize_t k, Py_ssize_t first, Py_ssize_t last,
+                      const real_t *w, real_t *out) noexcept nogil:
+    """Columns first to last of w [k,n] in panels, zeros past n."""
+    cdef Py_ssize_t q, j, p, count
+    cdef real_t *row
+    for q in range(first // PANEL, (last + PANEL - 1) // PANEL):
+        j = q * PANEL
+        count = min(n - j, PANEL)
+        for p in range(k):
+            row = out + j * k + p * PANEL
+            memcpy(row, w + p * n + j, count * sizeof(real_t))
+            if count < PANEL:
+                memset(row + count, 0, (PANEL - count) * sizeof(real_t))
+
+
+cdef void pack_to(int num, bint turned, Py_ssize_t gates, Py_ssize_t n, Py_ssize_t k, const void *w,
+                  void *out) noexcept nogil:
+    """`K.pack` of w [gates n, k]; or, not `turned`, w [k, n] in panels of columns."""
+    cdef Packing s
+    s.gates, s.wide, s.turned, s.num = gates, PANEL if gates == 1 else TILE, turned, num
+    s.n, s.k, s.w, s.out = n, k, <char *>w, <char *>out
+    s.tasks = K.num_threads() if gates * n * k >= MANY_WEIGHTS else 1
+    K.pool_run(s.tasks, s.tasks, pack_task, &s)
+
+
+cdef object packed(object w, bint turned, Py_ssize_t gates):
+    cdef int num = _seq.typenum(w)
+    cdef Py_ssize_t rows = w.shape[0], columns = w.shape[1]
+    cdef void *source = _seq.data(w, "weights", num, (rows, columns))
+    cdef Py_ssize_t n = rows // gates if turned else columns, k = columns if turned else rows
+    cdef cnp.ndarray out = empty(1, packed_size(gates, n, k), num)
+    with nogil:
+        pack_to(num, turned, gates, n, k, source, cnp.PyArray_DATA(out))
+    return out
+
+
 cdef object pack(object w, Py_ssize_t gates=1):
     """W [gates n, k] as `K.pack` has it: for `gemm_weights` (gates = 1) and the kernels of whole
     steps; None with BLAS or without W."""
-    if not fixed or w is None:
-        return None
-    cdef Py_ssize_t n = w.shape[0] // gates, k = w.shape[1]
-    cdef int num = _seq.typenum(w)
-    cdef void *source = _seq.data(w, "weights", num, (gates * n, k))
-    cdef cnp.ndarray out = empty(1, packed_size(gates, n, k), num)
-    if num == cnp.NPY_FLOAT:
-        K.pack(gates, n, k, <float *>source, k, <float *>cnp.PyArray_DATA(out))
-    else:
-        K.pack(gates, n, k, <double *>source, k, <double *>cnp.PyArray_DATA(out))
-    return out
+    return packed(w, True, gates) if fixed and w is not None else None
 
 
 cdef object panels(object w):
     """W [k,n] in panels of columns, for `gemm_weights` with W in place of its transpose; None with
     BLAS. What steps of BPTT multiply with, again and again."""
-    if not fixed or w is None:
-        return None
-    cdef Py_ssize_t k = w.shape[0], n = w.shape[1], j, p, q
-    cdef int num = _seq.typenum(w)
-    cdef void *source = _seq.data(w, "weights", num, (k, n))
-    cdef cnp.ndarray out = empty((n + PANEL - 1) // PANEL * PANEL, k, num)
-    cdef void *to = cnp.PyArray_DATA(out)
-    with nogil:
-        for q in range((n + PANEL - 1) // PANEL):
-            j = q * PANEL
-            for p in range(k):
-                if num == cnp.NPY_FLOAT:
-                    copy_panel(min(n - j, PANEL), <float *>source + p * n + j,
-                               <float *>to + j * k + p * PANEL)
-                else:
-                    copy_panel(min(n - j, PANEL), <double *>source + p * n + j,
-                               <double *>to + j * k + p * PANEL)
-    return out
-
-
-cdef void copy_panel(Py_ssize_t n, const real_t *row, real_t *out) noexcept nogil:
-    """A row of a panel, zeros past n."""
-    memcpy(out, row, n * sizeof(real_t))
-    if n < PANEL:
-        memset(out + n, 0, (PANEL - n) * sizeof(real_t))
+    return packed(w, False, 1) if fixed and w is not None else None
 
 
 cdef void *packed_data(object packed) noexcept:

@@ -17,6 +17,7 @@ from rnnfast._product cimport (
     gemm_weights,
     in_place,
     inside_size,
+    pack_to,
     packed_size,
     product_in_place,
 )
@@ -49,9 +50,9 @@ cdef struct Cell:
     Py_ssize_t G
     bint reverse
     void *w_ih      # packed with all gates: a step reads its inputs itself; or NULL, and then
-    void *w_all     # packed for one product over many steps; or as it is, and then
-    void *turned    # scratch of products in place,
-    Py_ssize_t few  # of so many rows
+    void *w_all     # packed for one product over many steps; or as it is where that has few rows:
+    Py_ssize_t few  # so many, or 0; and then
+    void *turned    # scratch for x' and the transpose of the result
     void *w_hh
     void *bias
     void *bias_n
@@ -291,6 +292,7 @@ cdef void prepare(Cell *s, bint together, Py_ssize_t few, const real_t *w_ih, co
     or not at all if it is of few rows."""
     cdef Py_ssize_t W = s.G * s.H
     cdef bint biased = b_ih != NULL or b_hh != NULL
+    cdef int num = cnp.NPY_FLOAT if real_t is float else cnp.NPY_DOUBLE
     cdef K.rf_fpmode mode = K.enter()
     s.w_ih = s.w_all = s.turned = s.bias = s.bias_n = NULL
     s.few = few
@@ -298,13 +300,13 @@ cdef void prepare(Cell *s, bint together, Py_ssize_t few, const real_t *w_ih, co
         s.w_all, s.turned = <void *>w_ih, to
     elif together:
         s.w_all = to
-        K.pack(1, W, s.inputs, w_ih, s.inputs, to)
+        pack_to(num, True, 1, W, s.inputs, w_ih, to)
     else:
         s.w_ih = to
-        K.pack(s.G, s.H, s.inputs, w_ih, s.inputs, to)
+        pack_to(num, True, s.G, s.H, s.inputs, w_ih, to)
     to += inputs_room(s.G, s.H, s.inputs, together, few)
     s.w_hh = to
-    K.pack(s.G, s.H, s.H, w_hh, s.H, to)
+    pack_to(num, True, s.G, s.H, s.H, w_hh, to)
     to += packed_size(s.G, s.H, s.H)
     if biased:
         s.bias = to

@@ -808,9 +808,13 @@ def _(source):
     shapes = [(1, 0, 3), (1, 1, 1), (1, 64, 4), (1, 67, 3), (4, 16, 17), (3, 35, 5), (4, 5, 18)]
     for gates, n, k in shapes:
         w = source(gates * n, k)
-        out = packed(w, gates)
-        yield ({"G": gates, "n": n, "k": k, "w": Rows(w, k + 2), "ldw": k + 2,
-                "out": source.blank(out.size)}, lambda ar, out=out: {"out": out})  # fmt: skip
+        out, wide = packed(w, gates), PANEL if gates == 1 else TILE
+        first, last = source.pick((0, n), (0, min(n, wide)), (n // wide * wide, n))
+        blank = source.blank(out.size)
+        mine = slice(first * k * gates, -(-last // wide) * wide * k * gates)
+        out[: mine.start], out[mine.stop :] = blank[: mine.start], blank[mine.stop :]
+        yield ({"G": gates, "n": n, "k": k, "first": first, "last": last, "w": Rows(w, k + 2), "ldw": k + 2,
+                "out": blank}, lambda ar, out=out: {"out": out})  # fmt: skip
 
 
 @case("transpose")

@@ -69,7 +69,7 @@ def test_gang(threads):
     (3, 128, 1, 1, 32, (1, 1)),
 ])  # fmt: skip
 def test_plan(threads, T, B, directions, H, expected):
-    """What is divided, for an LSTM's weights: (threads, parts of the rows or 0 for hidden units)."""
+    """What is divided, for an LSTM: (threads, parts of the rows or 0 for hidden units)."""
     rnnfast.set_num_threads(threads)
     assert _seq.try_plan(T, B, directions, 4.0 * H * H, H) == expected
 
