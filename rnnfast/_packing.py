@@ -4,9 +4,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rnnfast import _seq
+from rnnfast._memory import empty_array
+
 #: Rows that one engine call covers at least, where the batch has so many: enough for a matrix
 #: product to run at full speed, few enough that a block's arrays stay in the nearer caches.
 BLOCK_ROWS = 1024
+
+KEPT = np.dtype("float32"), np.dtype("float64")
 
 
 class Packing:
@@ -21,13 +26,13 @@ class Packing:
         rows: N, how many packed rows there are.
     batch_sizes : (T,) int64
         Sequences that have each step.
-    order, index, lengths : arrays, or None without `lengths`
-        Sequences by length; where each packed row comes from among the T B of a dense array.
+    order, lengths : (B,) int64, or None without `lengths`
+        Sequences by length, and how long they are.
     """
 
     def __init__(self, T, B, lengths=None, owner="Packing"):
         self.T, self.B, self.rows = T, B, T * B
-        self.order = self.index = self.lengths = None
+        self.order = self.lengths = None
         if lengths is None:
             self.batch_sizes = np.empty(T, np.int64)
             self.batch_sizes.fill(B)
@@ -45,22 +50,24 @@ class Packing:
         ended = np.bincount(self.lengths, minlength=T + 1)[:T].cumsum()
         self.batch_sizes = (B - ended).astype(np.int64)
         self.rows = int(self.batch_sizes.sum())
-        t = np.repeat(np.arange(T), self.batch_sizes)
-        b = np.concatenate([np.arange(n) for n in self.batch_sizes]) if B else t
-        self.index = t * B + self.order[b]
 
     def pack(self, x):
         """(T, B, ...) as (N, ...), C-contiguous."""
-        x = np.ascontiguousarray(x).reshape(self.T * self.B, *x.shape[2:])
-        return x if self.index is None else x[self.index]
+        if self.order is None and x.flags.c_contiguous:
+            return x.reshape(self.rows, *x.shape[2:])
+        if x.ndim > 2 and not x[:1, :1].flags.c_contiguous:
+            x = np.ascontiguousarray(x)
+        rows = _empty((self.rows, *x.shape[2:]), x.dtype)
+        _seq.pack_rows(x, self.batch_sizes, self.order, rows)
+        return rows
 
     def unpack(self, rows, pad="zero"):
         """(N, ...) as (T, B, ...); past the end 0, or the sequence's last row again."""
-        if self.index is None:
-            return rows.reshape(self.T, self.B, *rows.shape[1:])
-        x = np.zeros((self.T * self.B, *rows.shape[1:]), rows.dtype)
-        x[self.index] = rows
-        x = x.reshape(self.T, self.B, *rows.shape[1:])
+        shape = self.T, self.B, *rows.shape[1:]
+        if self.order is None:
+            return rows.reshape(shape)
+        x = _empty(shape, rows.dtype)
+        _seq.pack_rows(x, self.batch_sizes, self.order, np.ascontiguousarray(rows), back=True)
         if pad == "repeat":
             for b in np.flatnonzero(self.lengths):
                 x[self.lengths[b] :, b] = x[self.lengths[b] - 1, b]
@@ -68,7 +75,7 @@ class Packing:
 
     def pack_gradient(self, dx, pad="zero"):
         """The way back through `unpack`: what was repeated adds up in the last row."""
-        if pad == "repeat" and self.index is not None:
+        if pad == "repeat" and self.order is not None:
             dx = dx.copy()
             for b in np.flatnonzero(self.lengths):
                 n = self.lengths[b]
@@ -86,6 +93,11 @@ class Packing:
         out = np.empty_like(state)
         out[:, self.order] = state
         return out
+
+
+def _empty(shape, dtype):
+    """np.empty, of memory that is kept from call to call where there can be much of it."""
+    return (empty_array if dtype in KEPT else np.empty)(shape, dtype)
 
 
 class Block(NamedTuple):

@@ -451,7 +451,7 @@ class Recurrent(Module):
     def _output_rows(self, out, x, packing, unbatched):
         """Where packed output rows go: the caller's array itself where it has their layout and
         is not the input at the same time."""
-        in_order = packing.index is None and (unbatched or not self.batch_first)
+        in_order = packing.order is None and (unbatched or not self.batch_first)
         if out is not None and in_order and out.flags.carray and not np.may_share_memory(out, x):
             return out.reshape(packing.rows, self.output_size)
         return empty_array((packing.rows, self.output_size), self.dtype)
