@@ -1,5 +1,6 @@
 """Batches of sequences of different lengths as packed rows, and their division into blocks."""
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -7,8 +8,8 @@ import numpy as np
 from rnnfast import _seq
 from rnnfast._memory import empty_array
 
-#: Rows that one engine call covers at least, where the batch has so many: enough for a matrix
-#: product to run at full speed, few enough that a block's arrays stay in the nearer caches.
+#: Rows that one engine call covers, about: enough for a matrix product to run at full speed and to
+#: pay for packing the weights, few enough that a block's arrays stay in the nearer caches.
 BLOCK_ROWS = 1024
 
 KEPT = np.dtype("float32"), np.dtype("float64")
@@ -109,21 +110,22 @@ class Block(NamedTuple):
     sizes: np.ndarray
 
 
-def time_blocks(packing, least=BLOCK_ROWS):
-    """Consecutive blocks of time steps with at least `least` rows each (the last has what is left).
+def time_blocks(packing, about=BLOCK_ROWS):
+    """Consecutive blocks of time steps of about so many rows each, two thirds to one and a half times
+    as many where steps are small.
 
     The division depends on the batch sizes alone, so every pass over the same batch makes the same
     engine calls.
     """
-    batch_sizes = packing.batch_sizes
-    if packing.rows <= least:
-        return [Block(0, packing.T, slice(0, packing.rows), batch_sizes)]
+    batch_sizes, rows = packing.batch_sizes, packing.rows
+    count = max(1, (rows + about // 2) // about)
+    if count == 1:
+        return [Block(0, packing.T, slice(0, rows), batch_sizes)]
     stops = np.cumsum(batch_sizes)
-    blocks, start, row = [], 0, 0
-    while start < len(batch_sizes):
-        stop = int(np.searchsorted(stops, row + least)) + 1
-        stop = min(stop, len(batch_sizes))
-        end = int(stops[stop - 1])
-        blocks.append(Block(start, stop, slice(row, end), batch_sizes[start:stop]))
-        start, row = stop, end
-    return blocks
+    wanted = np.arange(1, count) * rows // count
+    ends = np.unique(np.searchsorted(stops, wanted) + 1)
+    edges = [0, *(int(t) for t in ends if stops[t - 1] < rows), packing.T]
+    return [
+        Block(a, b, slice(int(stops[a - 1]) if a else 0, int(stops[b - 1])), batch_sizes[a:b])
+        for a, b in itertools.pairwise(edges)
+    ]
