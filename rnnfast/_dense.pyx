@@ -221,8 +221,11 @@ def input_product(x, w, bias):
     return a
 
 
-def input_product_backward(x, w, da, dw, need_dx):
-    """dW += da^T x, and dx = da W; for ids the rows of da are added to their columns of dW."""
+def input_product_backward(x, w, da, dw, need_dx, out=None):
+    """dW += da^T x, and dx = da W; for ids the rows of da are added to their columns of dW.
+
+    out: where to write dx, or None.
+    """
     cdef int num = _seq.typenum(w)
     cdef Py_ssize_t N = len(x), G = w.shape[0], I = w.shape[1]
     cdef void *pw = matrix(w, "w_ih", num, G, I)
@@ -237,8 +240,8 @@ def input_product_backward(x, w, da, dw, need_dx):
     weight_product(da, x, dw)
     if not need_dx:
         return None
-    dx = empty(N, I, num)
-    pdx = matrix(dx, "dx", num, N, I)
+    dx = empty(N, I, num) if out is None else out
+    pdx = matrix(dx, "out", num, N, I, True)
     with nogil:
         matmul(num, False, N, I, G, pda, G, pw, I, False, pdx, I)
     return dx

@@ -385,7 +385,7 @@ def gru_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, reset_a
     return y, h, tape
 
 
-def gru_backward(tape, dy, dh_n, grads, need_dx=True):
+def gru_backward(tape, dy, dh_n, grads, need_dx=True, *, out=None):
     """Twin of `rnnfast.reference.gru.gru_backward`."""
     w_hh, norm, reset_after = tape["w_hh"], tape["norm"], tape["reset_after"]
     cdef int num = _seq.typenum(w_hh)
@@ -437,5 +437,5 @@ def gru_backward(tape, dy, dh_n, grads, need_dx=True):
         column_dot(dax, tape["xhat"], grads["gain_ih"])
         column_dot(dah, tape["hhat"], grads["gain_hh"])
         dax = layer_norm_backward(dax, norm[0], tape["xhat"], tape["x_rstd"][:, 0])
-    dx = input_product_backward(tape["x"], tape["w_ih"], dax, grads["w_ih"], need_dx)  # B8
+    dx = input_product_backward(tape["x"], tape["w_ih"], dax, grads["w_ih"], need_dx, out)  # B8
     return dx, dh

@@ -355,7 +355,7 @@ def lstm_forward(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih=None, b_hh=None, *, w_
     return y, h, c, tape
 
 
-def lstm_backward(tape, dy, dh_n, dc_n, grads, need_dx=True):
+def lstm_backward(tape, dy, dh_n, dc_n, grads, need_dx=True, *, out=None):
     """Twin of `rnnfast.reference.lstm.lstm_backward`."""
     w_hh, w_hr, peephole, norm = (tape[k] for k in ("w_hh", "w_hr", "peephole", "norm"))
     cdef int num = _seq.typenum(w_hh)
@@ -422,5 +422,5 @@ def lstm_backward(tape, dy, dh_n, dc_n, grads, need_dx=True):
         column_dot(dcn, tape["chat"], grads["gain_c"])
         column_sum(dcn, grads["bias_c"])
         dax = layer_norm_backward(da, norm[0], tape["xhat"], tape["x_rstd"][:, 0])
-    dx = input_product_backward(tape["x"], tape["w_ih"], dax, grads["w_ih"], need_dx)  # B9
+    dx = input_product_backward(tape["x"], tape["w_ih"], dax, grads["w_ih"], need_dx, out)  # B9
     return dx, dh, dc

@@ -1,12 +1,18 @@
 """Batches of sequences of different lengths as packed rows, and their division into blocks."""
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
 
-#: Rows that one engine call covers at least, where the batch has so many: enough for a matrix
-#: product to run at full speed, few enough that a block's arrays stay in the nearer caches.
+from rnnfast import _seq
+from rnnfast._memory import empty_array
+
+#: Rows that one engine call covers, about: enough for a matrix product to run at full speed and to
+#: pay for packing the weights, few enough that a block's arrays stay in the nearer caches.
 BLOCK_ROWS = 1024
+
+KEPT = np.dtype("float32"), np.dtype("float64")
 
 
 class Packing:
@@ -21,13 +27,13 @@ class Packing:
         rows: N, how many packed rows there are.
     batch_sizes : (T,) int64
         Sequences that have each step.
-    order, index, lengths : arrays, or None without `lengths`
-        Sequences by length; where each packed row comes from among the T B of a dense array.
+    order, lengths : (B,) int64, or None without `lengths`
+        Sequences by length, and how long they are.
     """
 
     def __init__(self, T, B, lengths=None, owner="Packing"):
         self.T, self.B, self.rows = T, B, T * B
-        self.order = self.index = self.lengths = None
+        self.order = self.lengths = None
         if lengths is None:
             self.batch_sizes = np.empty(T, np.int64)
             self.batch_sizes.fill(B)
@@ -45,22 +51,24 @@ class Packing:
         ended = np.bincount(self.lengths, minlength=T + 1)[:T].cumsum()
         self.batch_sizes = (B - ended).astype(np.int64)
         self.rows = int(self.batch_sizes.sum())
-        t = np.repeat(np.arange(T), self.batch_sizes)
-        b = np.concatenate([np.arange(n) for n in self.batch_sizes]) if B else t
-        self.index = t * B + self.order[b]
 
     def pack(self, x):
         """(T, B, ...) as (N, ...), C-contiguous."""
-        x = np.ascontiguousarray(x).reshape(self.T * self.B, *x.shape[2:])
-        return x if self.index is None else x[self.index]
+        if self.order is None and x.flags.c_contiguous:
+            return x.reshape(self.rows, *x.shape[2:])
+        if x.ndim > 2 and not x[:1, :1].flags.c_contiguous:
+            x = np.ascontiguousarray(x)
+        rows = _empty((self.rows, *x.shape[2:]), x.dtype)
+        _seq.pack_rows(x, self.batch_sizes, self.order, rows)
+        return rows
 
     def unpack(self, rows, pad="zero"):
         """(N, ...) as (T, B, ...); past the end 0, or the sequence's last row again."""
-        if self.index is None:
-            return rows.reshape(self.T, self.B, *rows.shape[1:])
-        x = np.zeros((self.T * self.B, *rows.shape[1:]), rows.dtype)
-        x[self.index] = rows
-        x = x.reshape(self.T, self.B, *rows.shape[1:])
+        shape = self.T, self.B, *rows.shape[1:]
+        if self.order is None:
+            return rows.reshape(shape)
+        x = _empty(shape, rows.dtype)
+        _seq.pack_rows(x, self.batch_sizes, self.order, np.ascontiguousarray(rows), back=True)
         if pad == "repeat":
             for b in np.flatnonzero(self.lengths):
                 x[self.lengths[b] :, b] = x[self.lengths[b] - 1, b]
@@ -68,7 +76,7 @@ class Packing:
 
     def pack_gradient(self, dx, pad="zero"):
         """The way back through `unpack`: what was repeated adds up in the last row."""
-        if pad == "repeat" and self.index is not None:
+        if pad == "repeat" and self.order is not None:
             dx = dx.copy()
             for b in np.flatnonzero(self.lengths):
                 n = self.lengths[b]
@@ -88,6 +96,11 @@ class Packing:
         return out
 
 
+def _empty(shape, dtype):
+    """np.empty, of memory that is kept from call to call where there can be much of it."""
+    return (empty_array if dtype in KEPT else np.empty)(shape, dtype)
+
+
 class Block(NamedTuple):
     """Time steps start..stop and their packed rows."""
 
@@ -97,21 +110,22 @@ class Block(NamedTuple):
     sizes: np.ndarray
 
 
-def time_blocks(packing, least=BLOCK_ROWS):
-    """Consecutive blocks of time steps with at least `least` rows each (the last has what is left).
+def time_blocks(packing, about=BLOCK_ROWS):
+    """Consecutive blocks of time steps of about so many rows each: where steps are small, two thirds
+    to one and a half times as many.
 
     The division depends on the batch sizes alone, so every pass over the same batch makes the same
     engine calls.
     """
-    batch_sizes = packing.batch_sizes
-    if packing.rows <= least:
-        return [Block(0, packing.T, slice(0, packing.rows), batch_sizes)]
+    batch_sizes, rows = packing.batch_sizes, packing.rows
+    count = max(1, (rows + about // 2) // about)
+    if count == 1:
+        return [Block(0, packing.T, slice(0, rows), batch_sizes)]
     stops = np.cumsum(batch_sizes)
-    blocks, start, row = [], 0, 0
-    while start < len(batch_sizes):
-        stop = int(np.searchsorted(stops, row + least)) + 1
-        stop = min(stop, len(batch_sizes))
-        end = int(stops[stop - 1])
-        blocks.append(Block(start, stop, slice(row, end), batch_sizes[start:stop]))
-        start, row = stop, end
-    return blocks
+    wanted = np.arange(1, count) * rows // count
+    ends = np.unique(np.searchsorted(stops, wanted) + 1)
+    edges = [0, *(int(t) for t in ends if stops[t - 1] < rows), packing.T]
+    return [
+        Block(a, b, slice(int(stops[a - 1]) if a else 0, int(stops[b - 1])), batch_sizes[a:b])
+        for a, b in itertools.pairwise(edges)
+    ]

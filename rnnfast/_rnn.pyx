@@ -53,6 +53,7 @@ cdef struct Rnn:
     void *hm        # [B, H] scratch: the masked state; h itself without a mask
     void *next      # [B, H] scratch: the new state while the old one is read
     void *h_prev    # [N, H]
+    void *h_all     # [N, H] the states for BPTT, where a step's kernel writes them; or NULL
     void *y         # [N, H], rows ldy apart; backward: the states
     void *dy        # [N, H]
     void *da        # [N, H]
@@ -79,6 +80,8 @@ cdef void forward(const Rnn *s, const real_t *w_hh) noexcept nogil:
             memcpy(<real_t *>s.h_prev + row * H, hm, n * H * sizeof(real_t))
         if s.packed_hh != NULL:
             x = <real_t *>s.x + row * s.inputs if a == NULL else NULL
+            if s.h_all != NULL:
+                new = <real_t *>s.h_all + row * H
             K.rnn_step(n, H, 0, H, i & 1, s.act, s.inputs, x, <real_t *>s.packed_ih,
                        a if a != NULL else <real_t *>s.start, H if a != NULL else 0, hm,
                        <real_t *>s.packed_hh, new, y, s.ldy)  # F1 .. F3
@@ -162,6 +165,7 @@ def rnn_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonline
     h = h0.copy()
     y = empty(N, H, num) if out is None else out
     h_prev = empty(N, H, num) if keep else None
+    h_all = empty(N, H, num) if keep and is_fixed() else None
     hm = h if h_mask is None else empty(B, H, num)
     new = empty(B, H, num)
     cdef bint inputs_inside = inside(x, s.q.T)
@@ -179,17 +183,18 @@ def rnn_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonline
     s.hm = matrix(hm, "hm", num, B, H)
     s.next = matrix(new, "new", num, B, H)
     s.h_prev = optional_matrix(h_prev, "h_prev", num, N, H)
+    s.h_all = optional_matrix(h_all, "h_all", num, N, H)
     _seq.run_rows(&s, sizeof(Rnn), &s.q, shift, forward_task, is_fixed(), N * H * (H + s.inputs),
                   batch_sizes, offsets)
     if not keep:
         return y, h, None
     tape = {"x": x, "batch_sizes": batch_sizes, "resets": resets, "w_ih": w_ih, "w_hh": w_hh,
             "reverse": reverse, "h_mask": h_mask, "nonlinearity": nonlinearity,
-            "h": np.array(y, order="C"), "h_prev": h_prev}
+            "h": np.array(y, order="C") if h_all is None else h_all, "h_prev": h_prev}
     return y, h, tape
 
 
-def rnn_backward(tape, dy, dh_n, grads, need_dx=True):
+def rnn_backward(tape, dy, dh_n, grads, need_dx=True, *, out=None):
     """Twin of `rnnfast.reference.rnn.rnn_backward`."""
     w_hh = tape["w_hh"]
     cdef int num = _seq.typenum(w_hh)
@@ -212,5 +217,5 @@ def rnn_backward(tape, dy, dh_n, grads, need_dx=True):
                   tape["batch_sizes"], offsets)
     weight_product(da, tape["h_prev"], grads["w_hh"])  # B4
     bias_sums(da, grads)  # B5
-    dx = input_product_backward(tape["x"], tape["w_ih"], da, grads["w_ih"], need_dx)  # B6
+    dx = input_product_backward(tape["x"], tape["w_ih"], da, grads["w_ih"], need_dx, out)  # B6
     return dx, dh

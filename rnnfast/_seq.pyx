@@ -258,6 +258,66 @@ cdef void put_rows(Py_ssize_t N, Py_ssize_t n, const real_t *rows, real_t *out,
         memcpy(out + i * ld, rows + i * n, n * sizeof(real_t))
 
 
+cdef Py_ssize_t row_size(cnp.ndarray a, str name, int lead) except -1:
+    """Bytes of a[i] (lead = 1) or a[i, j] (lead = 2), which must lie together."""
+    cdef Py_ssize_t size = cnp.PyArray_ITEMSIZE(a)
+    cdef int d
+    if cnp.PyArray_NDIM(a) < lead or a.dtype.hasobject:
+        raise TypeError(f"{name}: expected {lead} dimensions or more and no objects, "
+                        f"got {a.dtype} {(<object>a).shape}")
+    for d in range(cnp.PyArray_NDIM(a) - 1, lead - 1, -1):
+        if cnp.PyArray_STRIDE(a, d) != size and cnp.PyArray_DIM(a, d) > 1 and cnp.PyArray_SIZE(a):
+            raise ValueError(f"{name}: expected rows whose elements lie together")
+        size *= cnp.PyArray_DIM(a, d)
+    return size
+
+
+cdef void move_rows(const Packed *q, const int64_t *order, Py_ssize_t size, char *dense,
+                    Py_ssize_t by_step, Py_ssize_t by_sequence, char *rows,
+                    bint back) noexcept nogil:
+    """Rows of `size` bytes from a dense batch, or back into it and zeros past the ends."""
+    cdef Py_ssize_t t, b
+    cdef char *at
+    for t in range(q.T):
+        for b in range(q.B if back else q.sizes[t]):
+            at = dense + t * by_step + (order[b] if order != NULL else b) * by_sequence
+            if b >= q.sizes[t]:
+                memset(at, 0, size)
+                continue
+            if back:
+                memcpy(at, rows, size)
+            else:
+                memcpy(rows, at, size)
+            rows += size
+
+
+def pack_rows(dense, batch_sizes, order, rows, bint back=False):
+    """rows = the steps there are of a dense batch, one after the other; `back`: the other way, zeros
+    past the ends.
+
+    dense: (T, B, ...), in any order of the first two; rows: [N, ...], contiguous, of the same dtype;
+    batch_sizes: int64 [T]; order: int64 [B], which sequence comes first, or None: as they are.
+    """
+    cdef cnp.ndarray d = <cnp.ndarray?>dense, r = <cnp.ndarray?>rows
+    cdef Py_ssize_t size = row_size(d, "dense", 2), T = d.shape[0], B = d.shape[1]
+    cdef const int64_t *sequence = NULL
+    cdef Packed q
+    if d.dtype != r.dtype or row_size(r, "rows", 1) != size:
+        raise ValueError(f"rows: expected {d.dtype} and shape {dense.shape[2:]}, got {r.dtype} "
+                         f"{rows.shape[1:]}")
+    if not cnp.PyArray_IS_C_CONTIGUOUS(r) or not cnp.PyArray_ISWRITEABLE(d if back else r):
+        raise ValueError("expected contiguous rows, and to be allowed to write")
+    if len(batch_sizes) != T:
+        raise ValueError(f"batch_sizes: expected {T}, got {len(batch_sizes)}")
+    offsets = offsets_of(batch_sizes, B, r.shape[0])
+    pack(&q, batch_sizes, offsets, None, B, r.shape[0], False)
+    if order is not None:
+        sequence = <const int64_t *>checked_ids(order, B, B)
+    with nogil:
+        move_rows(&q, sequence, size, <char *>cnp.PyArray_DATA(d), d.strides[0], d.strides[1],
+                  <char *>cnp.PyArray_DATA(r), back)
+
+
 def gather(ids, table, out):
     """out[i] = table[ids[i]]: the look-up that stands for a product with one-hot rows.
 

@@ -441,7 +441,7 @@ class Recurrent(Module):
     def _output_rows(self, out, x, packing, unbatched):
         """Where packed output rows go: the caller's array itself where it has their layout and
         is not the input at the same time."""
-        in_order = packing.index is None and (unbatched or not self.batch_first)
+        in_order = packing.order is None and (unbatched or not self.batch_first)
         if out is not None and in_order and out.flags.carray and not np.may_share_memory(out, x):
             return out.reshape(packing.rows, self.output_size)
         return empty_array((packing.rows, self.output_size), self.dtype)
@@ -647,14 +647,15 @@ class Recurrent(Module):
         k = layer * self.directions + direction
         state = [a[k] for a in states]
         visited = list(reversed(blocks)) if direction else blocks
-        first, parts = blocks[0].rows.start, []
+        first, x, dx = blocks[0].rows.start, tapes[0]["x"], None
+        if need_dx and x.ndim == 2:
+            dx = empty_array((len(dy), x.shape[1]), self.dtype)
         for block, tape in zip(reversed(visited), reversed(tapes), strict=True):
             rows = slice(block.rows.start - first, block.rows.stop - first)
-            dx, *state = backward(tape, cut(dy, rows), *state, grads, need_dx)
-            parts.append(dx)
+            _, *state = backward(tape, cut(dy, rows), *state, grads, need_dx, out=cut(dx, rows))
         for a, new in zip(states, state, strict=True):
             a[k] = new
-        return join(parts if direction else parts[::-1])
+        return dx
 
     # ---- conveniences ----------------------------------------------------------------------
 

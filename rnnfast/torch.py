@@ -33,7 +33,7 @@ class Rows(Packing):
         self.batch_sizes = batch_sizes
         self.T, self.B = len(batch_sizes), int(batch_sizes[0])
         self.rows = int(batch_sizes.sum())
-        self.order = self.index = self.lengths = None
+        self.order = self.lengths = None
 
     def pack(self, x):
         return np.ascontiguousarray(x)

@@ -380,7 +380,7 @@ LAYER_FACTORS = {
 def test_layer_directions(row, monkeypatch):
     """Deep, bidirectional, ragged, with resets and dropout, in one or many blocks of time steps."""
     row = row | {"dropout": row["dropout"] * (row["num_layers"] > 1)}
-    blocks = functools.partial(time_blocks, least=row.pop("block_rows"))
+    blocks = functools.partial(time_blocks, about=row.pop("block_rows"))
     monkeypatch.setattr("rnnfast.layers.time_blocks", blocks)
     cell, pad = getattr(rnnfast, row.pop("cell")), row.pop("pad_output")
     layer = cell(2, 3, **row, dtype="float64", seed=0)

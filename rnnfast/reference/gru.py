@@ -122,7 +122,7 @@ def gru_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, reset_a
     return y, h, tape
 
 
-def gru_backward(tape, dy, dh_n, grads, need_dx=True, *, arithmetic=PLAIN):
+def gru_backward(tape, dy, dh_n, grads, need_dx=True, *, out=None, arithmetic=PLAIN):
     """BPTT through `gru_forward`.
 
     Parameters
@@ -137,6 +137,8 @@ def gru_backward(tape, dy, dh_n, grads, need_dx=True, *, arithmetic=PLAIN):
         "gain_hh" those that the forward call had.
     need_dx : bool
         Whether dE/dx is wanted.
+    out : (N, I) array or None
+        Where to write dx.
 
     Returns
     -------
@@ -192,5 +194,5 @@ def gru_backward(tape, dy, dh_n, grads, need_dx=True, *, arithmetic=PLAIN):
         grads["gain_ih"][...] = ar.dot_columns(dax, tape["xhat"], grads["gain_ih"])
         grads["gain_hh"][...] = ar.dot_columns(dah, tape["hhat"], grads["gain_hh"])
         dax = layer_norm_backward(dax, norm[0], tape["xhat"], tape["x_rstd"][:, 0], arithmetic=ar)
-    dx = input_product_backward(ar, tape["x"], tape["w_ih"], dax, grads["w_ih"], need_dx)  # B8
+    dx = input_product_backward(ar, tape["x"], tape["w_ih"], dax, grads["w_ih"], need_dx, out)  # B8
     return dx, dh

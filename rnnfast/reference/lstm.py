@@ -129,7 +129,7 @@ def clamp(x, limit):
     return np.where(x > limit, limit, np.where(x < -limit, -limit, x))
 
 
-def lstm_backward(tape, dy, dh_n, dc_n, grads, need_dx=True, *, arithmetic=PLAIN):
+def lstm_backward(tape, dy, dh_n, dc_n, grads, need_dx=True, *, out=None, arithmetic=PLAIN):
     """BPTT through `lstm_forward`.
 
     Parameters
@@ -144,6 +144,8 @@ def lstm_backward(tape, dy, dh_n, dc_n, grads, need_dx=True, *, arithmetic=PLAIN
         "peephole", "gain_ih", "gain_hh", "gain_c", "bias_c" those that the forward call had.
     need_dx : bool
         Whether dE/dx is wanted.
+    out : (N, I) array or None
+        Where to write dx.
 
     Returns
     -------
@@ -221,5 +223,5 @@ def lstm_backward(tape, dy, dh_n, dc_n, grads, need_dx=True, *, arithmetic=PLAIN
         add("gain_c", lambda g: ar.dot_columns(dcn, tape["chat"], g))
         add("bias_c", lambda b: ar.sum_columns(dcn, b))
         dax = layer_norm_backward(da, norm[0], tape["xhat"], tape["x_rstd"][:, 0], arithmetic=ar)
-    dx = input_product_backward(ar, tape["x"], tape["w_ih"], dax, grads["w_ih"], need_dx)  # B9
+    dx = input_product_backward(ar, tape["x"], tape["w_ih"], dax, grads["w_ih"], need_dx, out)  # B9
     return dx, dh, dc

@@ -69,7 +69,7 @@ def rnn_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonline
     return y, h, tape
 
 
-def rnn_backward(tape, dy, dh_n, grads, need_dx=True, *, arithmetic=PLAIN):
+def rnn_backward(tape, dy, dh_n, grads, need_dx=True, *, out=None, arithmetic=PLAIN):
     """BPTT through `rnn_forward`.
 
     Parameters
@@ -84,6 +84,8 @@ def rnn_backward(tape, dy, dh_n, grads, need_dx=True, *, arithmetic=PLAIN):
         missing.
     need_dx : bool
         Whether dE/dx is wanted.
+    out : (N, I) array or None
+        Where to write dx.
 
     Returns
     -------
@@ -105,5 +107,5 @@ def rnn_backward(tape, dy, dh_n, grads, need_dx=True, *, arithmetic=PLAIN):
     for bias in ("b_ih", "b_hh"):
         if bias in grads:
             grads[bias][...] = ar.sum_columns(da, grads[bias])  # B5
-    dx = input_product_backward(ar, tape["x"], tape["w_ih"], da, grads["w_ih"], need_dx)  # B6
+    dx = input_product_backward(ar, tape["x"], tape["w_ih"], da, grads["w_ih"], need_dx, out)  # B6
     return dx, dh

@@ -40,8 +40,11 @@ def input_product(ar, x, w, bias):
     return np.asarray(ar.matmul(x, w.T, start(ar, len(x), bias, len(w), w.dtype)))
 
 
-def input_product_backward(ar, x, w, da, dw, need_dx):
-    """dW += da^T x, and dx = da W; for ids the rows of da are added to their columns of dW."""
+def input_product_backward(ar, x, w, da, dw, need_dx, out=None):
+    """dW += da^T x, and dx = da W; for ids the rows of da are added to their columns of dW.
+
+    out: where to write dx, or None.
+    """
     if x.ndim == 1:
         columns = ar.array(np.ascontiguousarray(dw.T))
         for i, row in zip(x, ar.array(da), strict=True):
@@ -49,7 +52,13 @@ def input_product_backward(ar, x, w, da, dw, need_dx):
         dw[...] = columns.T
         return None
     dw[...] = ar.matmul(da.T, x, dw)
-    return np.asarray(ar.matmul(da, w)) if need_dx else None
+    if not need_dx:
+        return None
+    dx = np.asarray(ar.matmul(da, w))
+    if out is None:
+        return dx
+    out[...] = dx
+    return out
 
 
 def layer_norm_forward(x, gain, bias=None, y=None, *, arithmetic):
