@@ -170,7 +170,7 @@ cdef object multiply_in_place(int num, Py_ssize_t N, Py_ssize_t G, Py_ssize_t I,
     cdef K.rf_fpmode mode
     with nogil:
         mode = K.enter()
-        turn(num, N, I, x, ps)
+        turn(num, N, I, x, I, ps, N)
         if num == cnp.NPY_FLOAT:
             product_in_place(N, G, I, <float *>ps, <float *>w, <float *>bias,
                              <float *>ps + I * N, <float *>out, G)
