@@ -27,6 +27,7 @@ cdef enum:
 
 KINDS = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
 cdef enum:
+    FEW_UNITS = 32  # RF_FEW_UNITS of csrc/step_tmpl.h
     BLOCK = 1024  # rows that one product of inputs covers: their sums stay in the nearer caches
 
 
@@ -72,6 +73,29 @@ cdef void step(Cell *s, Py_ssize_t B, const real_t *x, const real_t *start, Py_s
     s.back = not s.back
 
 
+cdef bint few(const Cell *s, Py_ssize_t B) noexcept nogil:
+    """Whether all steps run in one kernel, which leaves the state where it was."""
+    return B == 1 and s.H <= FEW_UNITS
+
+
+cdef void steps_of_few(Cell *s, Py_ssize_t T, const real_t *x, const real_t *start, Py_ssize_t lds,
+                       real_t *y, Py_ssize_t ldy) noexcept nogil:
+    """T time steps; x, start, y: of the first of them."""
+    cdef Py_ssize_t H = s.H, ldx = -s.inputs if s.reverse else s.inputs
+    cdef const real_t *w_ih = <real_t *>s.w_ih if x != NULL else NULL
+    if s.reverse:
+        lds, ldy = -lds, -ldy
+    if s.kind == LSTM:
+        K.lstm_steps(T, H, &s.opt, s.inputs, x, ldx, w_ih, start, lds, <real_t *>s.h,
+                     <real_t *>s.w_hh, <real_t *>s.peephole, <real_t *>s.c, y, ldy)
+    elif s.kind == GRU:
+        K.gru_steps(T, H, s.act, s.inputs, x, ldx, w_ih, start, lds, <real_t *>s.bias_n,
+                    <real_t *>s.h, <real_t *>s.w_hh, y, ldy)
+    else:
+        K.rnn_steps(T, H, s.act, s.inputs, x, ldx, w_ih, start, lds, <real_t *>s.h,
+                    <real_t *>s.w_hh, y, ldy)
+
+
 # T steps of one layer, in one direction or both, over all B sequences or divided into parts.
 cdef struct Job:
     Cell *cells
@@ -93,6 +117,7 @@ cdef void run_rows(Cell *s, const Job *job, Py_ssize_t first, Py_ssize_t n, cons
     cdef bint all_steps = x != NULL and s.w_ih == NULL  # one product for many steps
     cdef const real_t *x_t
     cdef const real_t *start
+    cdef real_t *y_t
     if all_steps:
         count = BLOCK // B + 1
     while done < T:
@@ -102,7 +127,8 @@ cdef void run_rows(Cell *s, const Job *job, Py_ssize_t first, Py_ssize_t n, cons
             _seq.fill_rows(steps * B, W, <real_t *>s.bias, a)
             gemm_weights(steps * B, W, s.inputs, x + row * s.inputs, s.inputs, <real_t *>NULL,
                          <real_t *>s.w_all, <real_t>1, a, W)
-        for i in range(steps):
+        i = 0
+        while i < steps:
             t = T - 1 - done - i if s.reverse else done + i
             if x == NULL:
                 x_t, start = NULL, a + (t * B + first) * W
@@ -110,8 +136,12 @@ cdef void run_rows(Cell *s, const Job *job, Py_ssize_t first, Py_ssize_t n, cons
                 x_t, start = NULL, a + (steps - 1 - i if s.reverse else i) * B * W
             else:
                 x_t, start = x + (t * B + first) * s.inputs, <real_t *>s.bias
-            step(s, n, x_t, start, 0 if x_t != NULL else W,
-                 y + (t * B + first) * job.ldy if y != NULL else NULL, job.ldy)
+            y_t = y + (t * B + first) * job.ldy if y != NULL else NULL
+            if few(s, B):
+                steps_of_few(s, steps, x_t, start, 0 if x_t != NULL else W, y_t, job.ldy)
+                break
+            step(s, n, x_t, start, 0 if x_t != NULL else W, y_t, job.ldy)
+            i += 1
         done += steps
 
 
@@ -151,7 +181,7 @@ cdef void run_job(Job *job, int directions) noexcept nogil:
     K.leave(mode)
     for d in range(directions):
         s = &job.cells[d]
-        if job.T % 2:
+        if job.T % 2 and not few(s, job.B):
             h = s.h
             s.h, s.next = s.next, h
             s.back = not s.back
