@@ -235,8 +235,8 @@ static void KN(rnn_backward)(ptrdiff_t B, ptrdiff_t H, rf_act act, const REAL *h
 
 /* ---- LSTM ----------------------------------------------------------------------------------- */
 
-/* F3, F4 of a vector of units: z: i f g o (coupled: i g o) in, gates out; c: c_{t-1} in, c_t out; peep:
- * peephole gates, or NULL. */
+/* F3, F4 of a vector of units. z: i f g o (coupled: i g o) in, gates out; c: c_{t-1} in, c_t out;
+ * peep: peephole gates, or NULL. */
 RF_INLINE void FN(lstm_unit)(const rf_lstm opt, const v_t *peep, v_t *z, v_t *c) {
     const v_t cp = *c;
     const v_t i = FN(act)(opt.gate, peep ? v_fma(peep[0], cp, z[0]) : z[0]); /* F3 */

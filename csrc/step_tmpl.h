@@ -47,9 +47,9 @@ enum { FN(chain_rows) = 3, FN(chain_size) = 16 * VL };
         }                                                                                     \
     } while (0)
 
-/* The pre-activations of R rows of NV vectors of units, of which the last has w; follow: the first unit of
- * the next tile. split: the x part of the third gate is kept apart, as the fourth (GRU with the reset
- * after the product). */
+/* The pre-activations of R rows of NV vectors of units, of which the last has w; follow: the first
+ * unit of the next tile. split: the x part of the third gate is kept apart, as the fourth (GRU with
+ * the reset after the product). */
 RF_INLINE void FN(chains)(const int R, const int G, const int NV, const int split, ptrdiff_t w,
                           const FN(chain) *s, ptrdiff_t follow, ptrdiff_t block, ptrdiff_t b,
                           ptrdiff_t j, v_t acc[4][6][8]) {
@@ -218,8 +218,8 @@ static void KN(gru_step)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first, ptrdiff_t la
 /* ---- many steps of one sequence with few units ------------------------------------------------ */
 
 /* A step is a chain of operations that wait for each other, so nothing may be put in their way: the
- * loop over the steps is here, the gates take the pre-activations from the registers they are in, and
- * states stay in two small arrays that are whole vectors. */
+ * loop over the steps is here, the gates take the pre-activations from the registers they are in,
+ * and states stay in two small arrays that are whole vectors. */
 #ifndef RF_FEW_UNITS
 #define RF_FEW_UNITS 32
 
