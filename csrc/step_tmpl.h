@@ -215,7 +215,7 @@ static void KN(gru_step)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first, ptrdiff_t la
     });
 }
 
-/* ---- many steps of one sequence with few units ------------------------------------------------ */
+/* ---- many steps of one sequence with few units ---------------------------------------------- */
 
 /* A step is a chain of operations that wait for each other, so nothing may be put in their way: the
  * loop over the steps is here, the gates take the pre-activations from the registers they are in,
