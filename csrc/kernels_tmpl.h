@@ -235,38 +235,46 @@ static void KN(rnn_backward)(ptrdiff_t B, ptrdiff_t H, rf_act act, const REAL *h
 
 /* ---- LSTM ----------------------------------------------------------------------------------- */
 
+/* F3, F4 of a vector of units. z: i f g o (coupled: i g o) in, gates out; c: c_{t-1} in, c_t out;
+ * peep: peephole gates, or NULL. */
+RF_INLINE void FN(lstm_unit)(const rf_lstm opt, const v_t *peep, v_t *z, v_t *c) {
+    const v_t cp = *c;
+    const v_t i = FN(act)(opt.gate, peep ? v_fma(peep[0], cp, z[0]) : z[0]); /* F3 */
+    v_t f;
+    if (opt.coupled) {
+        f = v_sub(v_set1(1), i);
+    } else {
+        f = FN(act)(opt.gate, peep ? v_fma(peep[1], cp, z[1]) : z[1]);
+        z[1] = f;
+    }
+    const v_t g = FN(tanh)(z[opt.coupled ? 1 : 2]);
+    v_t cn = v_fma(f, cp, v_mul(i, g)); /* F4 */
+    if (opt.clip > 0) cn = FN(clamp)(v_set1((REAL)opt.clip), cn);
+    v_t *o = z + (opt.coupled ? 2 : 3);
+    *o = FN(act)(opt.gate, peep ? v_fma(peep[2], cn, *o) : *o);
+    z[0] = i, o[-1] = g, *c = cn;
+}
+
 /* F3, F4 of a block of units. a: pre-activations, rows lda and gates ldg apart; gates: where i f g o
  * go, rows ldr and gates ldo apart, may be a; peephole gates and rows of c lie ldh apart. */
 RF_INLINE void FN(lstm_gates_rows)(ptrdiff_t B, ptrdiff_t H, const rf_lstm opt, const REAL *a,
                                    ptrdiff_t lda, ptrdiff_t ldg, const REAL *peep, REAL *c,
                                    ptrdiff_t ldh, REAL *gates, ptrdiff_t ldr, ptrdiff_t ldo) {
     const ptrdiff_t G = opt.coupled ? 3 : 4;
-    const v_t limit = v_set1((REAL)opt.clip);
     for (ptrdiff_t b = 0; b < B; b++, a += lda, gates += ldr, c += ldh)
         EACH(H, {
-            const v_t cp = LD(c);
-            v_t zi = LD(a);
-            if (peep) zi = v_fma(LD(peep), cp, zi);
-            const v_t i = FN(act)(opt.gate, zi); /* F3 */
-            v_t f;
-            if (opt.coupled) {
-                f = v_sub(v_set1(1), i);
-            } else {
-                v_t zf = LD(a + ldg);
-                if (peep) zf = v_fma(LD(peep + ldh), cp, zf);
-                f = FN(act)(opt.gate, zf);
-            }
-            const v_t g = FN(tanh)(LD(a + (G - 2) * ldg));
-            v_t cn = v_fma(f, cp, v_mul(i, g)); /* F4 */
-            if (opt.clip > 0) cn = FN(clamp)(limit, cn);
-            v_t zo = LD(a + (G - 1) * ldg);
-            if (peep) zo = v_fma(LD(peep + 2 * ldh), cn, zo);
-            const v_t o = FN(act)(opt.gate, zo);
+            v_t z[4];
+            v_t p[3];
+            v_t cn = LD(c);
+RF_UNROLL
+            for (int g = 0; g < G; g++) z[g] = LD(a + g * ldg);
+            if (peep)
+RF_UNROLL
+                for (int g = 0; g < 3; g++) p[g] = LD(peep + g * ldh);
+            FN(lstm_unit)(opt, peep ? p : NULL, z, &cn);
             ST(c, cn);
-            ST(gates, i);
-            if (!opt.coupled) ST(gates + ldo, f);
-            ST(gates + (G - 2) * ldo, g);
-            ST(gates + (G - 1) * ldo, o);
+RF_UNROLL
+            for (int g = 0; g < G; g++) ST(gates + g * ldo, z[g]);
         });
 }
 

@@ -47,13 +47,12 @@ enum { FN(chain_rows) = 3, FN(chain_size) = 16 * VL };
         }                                                                                     \
     } while (0)
 
-/* z: R rows of G + split gates of NV * VL units; follow: the first unit of the next tile. split: the x
- * part of the third gate is kept apart, as the fourth (GRU with the reset after the product). */
-RF_INLINE void FN(chain_tile)(const int R, const int G, const int NV, const int split, ptrdiff_t w,
-                              const FN(chain) *s, ptrdiff_t follow, ptrdiff_t block, ptrdiff_t b,
-                              ptrdiff_t j, REAL *z) {
-    v_t acc[4][6][8];
-    const int A = G + split;
+/* The pre-activations of R rows of NV vectors of units, of which the last has w; follow: the first
+ * unit of the next tile. split: the x part of the third gate is kept apart, as the fourth (GRU with
+ * the reset after the product). */
+RF_INLINE void FN(chains)(const int R, const int G, const int NV, const int split, ptrdiff_t w,
+                          const FN(chain) *s, ptrdiff_t follow, ptrdiff_t block, ptrdiff_t b,
+                          ptrdiff_t j, v_t acc[4][6][8]) {
 RF_UNROLL
     for (int g = 0; g < G; g++)
 RF_UNROLL
@@ -62,19 +61,32 @@ RF_UNROLL
             for (int v = 0; v < NV; v++) {
                 const REAL *from = s->start + (b + r) * s->lds + g * s->H + j + v * VL;
                 acc[g == 2 && split ? 3 : g][r][v] = !s->start ? v_zero()
-                                                     : w == VL ? v_load(from) : v_loadn(from, w);
+                                                     : v < NV - 1 || w == VL ? v_load(from)
+                                                                             : v_loadn(from, w);
             }
     if (split) {
 RF_UNROLL
         for (int v = 0; v < NV; v++) {
             const REAL *from = s->bias_n + j + v * VL;
-            const v_t first = !s->bias_n ? v_zero() : w == VL ? v_load(from) : v_loadn(from, w);
+            const v_t first = !s->bias_n              ? v_zero()
+                              : v < NV - 1 || w == VL ? v_load(from)
+                                                      : v_loadn(from, w);
 RF_UNROLL
             for (int r = 0; r < R; r++) acc[2][r][v] = first;
         }
     }
     if (s->wx) RF_CHAIN(s->inputs, s->x, s->wx, split ? 3 : 2);
     RF_CHAIN(s->P, s->h, s->wh, 2);
+}
+#undef RF_CHAIN
+
+/* z: R rows of G + split gates. */
+RF_INLINE void FN(chain_tile)(const int R, const int G, const int NV, const int split, ptrdiff_t w,
+                              const FN(chain) *s, ptrdiff_t follow, ptrdiff_t block, ptrdiff_t b,
+                              ptrdiff_t j, REAL *z) {
+    v_t acc[4][6][8];
+    const int A = G + split;
+    FN(chains)(R, G, NV, split, w, s, follow, block, b, j, acc);
 RF_UNROLL
     for (int r = 0; r < R; r++)
 RF_UNROLL
@@ -82,7 +94,6 @@ RF_UNROLL
 RF_UNROLL
             for (int v = 0; v < NV; v++) v_store(z + ((r * A + g) * NV + v) * VL, acc[g][r][v]);
 }
-#undef RF_CHAIN
 
 /* Register tiles: the vectors of units that fit beside 1, 2, 3 and more rows, for one gate, for
  * three and four, and for three of which one is split. */
@@ -202,4 +213,129 @@ static void KN(gru_step)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first, ptrdiff_t la
                       gates ? gates + b * 3 * H + j : z, gates ? 3 * H : 4 * ldg, gates ? H : ldg,
                       u ? u + at : NULL, h + at, out + at, H, y ? y + b * ldy + j : NULL, ldy);
     });
+}
+
+/* ---- many steps of one sequence with few units ---------------------------------------------- */
+
+/* A step is a chain of operations that wait for each other, so nothing may be put in their way: the
+ * loop over the steps is here, the gates take the pre-activations from the registers they are in,
+ * and states stay in two small arrays that are whole vectors. */
+#ifndef RF_FEW_UNITS
+#define RF_FEW_UNITS 32
+
+#define RF_EACH_STEP(T, H, s, ldx, y, ldy, ...)                                                \
+    do {                                                                                       \
+        _Alignas(64) REAL state[2][RF_FEW_UNITS + VL] = {{0}};                                 \
+        memcpy(state[0], h, (size_t)(H) * sizeof(REAL));                                       \
+        for (ptrdiff_t t = 0; t < (T); t++) {                                                  \
+            const REAL *old = state[t % 2];                                                    \
+            REAL *new = state[(t + 1) % 2];                                                    \
+            ptrdiff_t j = 0;                                                                   \
+            (s).h = old;                                                                       \
+            for (; j + VL < (H); j += 2 * VL) {                                                \
+                enum { NV = 2 };                                                               \
+                const ptrdiff_t w = (H) - j < 2 * VL ? (H) - j - VL : VL;                      \
+                __VA_ARGS__                                                                    \
+            }                                                                                  \
+            if (j < (H)) {                                                                     \
+                enum { NV = 1 };                                                               \
+                const ptrdiff_t w = (H) - j;                                                   \
+                __VA_ARGS__                                                                    \
+            }                                                                                  \
+            if ((s).wx) (s).x += (ldx);                                                        \
+            if ((s).start) (s).start += (s).lds;                                               \
+            if (y) (y) += (ldy);                                                               \
+        }                                                                                      \
+        memcpy(h, state[(T) % 2], (size_t)(H) * sizeof(REAL));                                 \
+    } while (0)
+#define RF_PUT_UNITS(v, value)                                                                 \
+    do {                                                                                       \
+        const v_t put = (value);                                                               \
+        v_store(new + j + (v) * VL, put);                                                      \
+        if (y && ((v) < NV - 1 || w == VL)) v_store(y + j + (v) * VL, put);                    \
+        else if (y) v_storen(y + j + (v) * VL, w, put);                                        \
+    } while (0)
+#endif
+
+static void KN(rnn_steps)(ptrdiff_t T, ptrdiff_t H, rf_act act, ptrdiff_t inputs, const REAL *x,
+                          ptrdiff_t ldx, const REAL *wx, const REAL *start, ptrdiff_t lds, REAL *h,
+                          const REAL *wh, REAL *y, ptrdiff_t ldy) {
+    FN(chain) s = {1, H, inputs, H, lds, x, wx, start, h, wh, NULL};
+#define RF_STEPS(f)                                                                            \
+    RF_EACH_STEP(T, H, s, ldx, y, ldy, {                                                       \
+        v_t z[4][6][8];                                                                        \
+        FN(chains)(1, 1, NV, 0, w, &s, 0, 0, 0, j, z);                                         \
+        RF_UNROLL for (int v = 0; v < NV; v++) RF_PUT_UNITS(v, FN(act)(f, z[0][0][v]));        \
+    })
+    const rf_act tanh = {RF_TANH, 0, 0};
+    if (act.kind == RF_TANH) RF_STEPS(tanh);
+    else RF_STEPS(act);
+#undef RF_STEPS
+}
+
+RF_INLINE void FN(lstm_steps)(const rf_lstm opt, const REAL *peephole, ptrdiff_t T, ptrdiff_t H,
+                              FN(chain) s, ptrdiff_t ldx, REAL *h, REAL *c, REAL *y,
+                              ptrdiff_t ldy) {
+    const int G = opt.coupled ? 3 : 4;
+    _Alignas(64) REAL cell[RF_FEW_UNITS + VL] = {0}, peep[3][RF_FEW_UNITS + VL] = {{0}};
+    memcpy(cell, c, (size_t)H * sizeof *c);
+    for (int g = 0; g < 3 && peephole; g++)
+        memcpy(peep[g], peephole + g * H, (size_t)H * sizeof *c);
+    RF_EACH_STEP(T, H, s, ldx, y, ldy, {
+        v_t acc[4][6][8];
+        FN(chains)(1, G, NV, 0, w, &s, 0, 0, 0, j, acc);
+RF_UNROLL
+        for (int v = 0; v < NV; v++) {
+            v_t z[4];
+            v_t p[3];
+            v_t cn = v_load(cell + j + v * VL);
+RF_UNROLL
+            for (int g = 0; g < G; g++) z[g] = acc[g][0][v];
+RF_UNROLL
+            for (int g = 0; g < 3; g++) p[g] = v_load(peep[g] + j + v * VL);
+            FN(lstm_unit)(opt, peephole ? p : NULL, z, &cn);
+            v_store(cell + j + v * VL, cn);
+            RF_PUT_UNITS(v, v_mul(z[G - 1], FN(tanh)(cn))); /* F5 */
+        }
+    });
+    memcpy(c, cell, (size_t)H * sizeof *c);
+}
+
+static void KN(lstm_steps)(ptrdiff_t T, ptrdiff_t H, const rf_lstm *opt, ptrdiff_t inputs,
+                           const REAL *x, ptrdiff_t ldx, const REAL *wx, const REAL *start,
+                           ptrdiff_t lds, REAL *h, const REAL *wh, const REAL *peephole, REAL *c,
+                           REAL *y, ptrdiff_t ldy) {
+    const FN(chain) s = {1, H, inputs, H, lds, x, wx, start, h, wh, NULL};
+    const rf_lstm plain = {{RF_SIGMOID, 0, 0}, 0, 0};
+    rf_lstm other = *opt;
+    other.coupled = 0;
+    if (FN(lstm_is_plain)(opt, peephole))
+        FN(lstm_steps)(plain, NULL, T, H, s, ldx, h, c, y, ldy);
+    else if (!opt->coupled)
+        FN(lstm_steps)(other, peephole, T, H, s, ldx, h, c, y, ldy);
+    else {
+        other.coupled = 1;
+        FN(lstm_steps)(other, peephole, T, H, s, ldx, h, c, y, ldy);
+    }
+}
+
+static void KN(gru_steps)(ptrdiff_t T, ptrdiff_t H, rf_act gate, ptrdiff_t inputs, const REAL *x,
+                          ptrdiff_t ldx, const REAL *wx, const REAL *start, ptrdiff_t lds,
+                          const REAL *bias_n, REAL *h, const REAL *wh, REAL *y, ptrdiff_t ldy) {
+    FN(chain) s = {1, H, inputs, H, lds, x, wx, start, h, wh, bias_n};
+#define RF_STEPS(gate)                                                                         \
+    RF_EACH_STEP(T, H, s, ldx, y, ldy, {                                                       \
+        v_t a[4][6][8];                                                                        \
+        FN(chains)(1, 3, NV, 1, w, &s, 0, 0, 0, j, a);                                         \
+        RF_UNROLL for (int v = 0; v < NV; v++) {                                               \
+            const v_t r = FN(act)(gate, a[0][0][v]); /* F3 */                                  \
+            const v_t z = FN(act)(gate, a[1][0][v]);                                           \
+            const v_t n = FN(tanh)(v_fma(r, a[2][0][v], a[3][0][v])); /* F4 */                 \
+            RF_PUT_UNITS(v, FN(gru_mix)(z, v_load(old + j + v * VL), n)); /* F5 */             \
+        }                                                                                      \
+    })
+    const rf_act sigmoid = {RF_SIGMOID, 0, 0};
+    if (gate.kind == RF_SIGMOID) RF_STEPS(sigmoid);
+    else RF_STEPS(gate);
+#undef RF_STEPS
 }

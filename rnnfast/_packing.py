@@ -111,8 +111,8 @@ class Block(NamedTuple):
 
 
 def time_blocks(packing, about=BLOCK_ROWS):
-    """Consecutive blocks of time steps of about so many rows each: where steps are small, two thirds
-    to one and a half times as many.
+    """Consecutive blocks of time steps of about so many rows each: where steps are small, two
+    thirds to one and a half times as many.
 
     The division depends on the batch sizes alone, so every pass over the same batch makes the same
     engine calls.

@@ -292,10 +292,10 @@ cdef void move_rows(const Packed *q, const int64_t *order, Py_ssize_t size, char
 
 
 def pack_rows(dense, batch_sizes, order, rows, bint back=False):
-    """rows = the steps there are of a dense batch, one after the other; `back`: the other way, zeros
-    past the ends.
+    """rows = the steps there are of a dense batch, one after the other; `back`: the other way,
+    zeros past the ends.
 
-    dense: (T, B, ...), in any order of the first two; rows: [N, ...], contiguous, of the same dtype;
+    dense: (T, B, ...), in any order of the first two; rows: [N, ...], contiguous, of its dtype;
     batch_sizes: int64 [T]; order: int64 [B], which sequence comes first, or None: as they are.
     """
     cdef cnp.ndarray d = <cnp.ndarray?>dense, r = <cnp.ndarray?>rows

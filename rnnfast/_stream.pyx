@@ -34,6 +34,7 @@ cdef enum:  # RF_PANEL and RF_TILE of csrc/kernels_tmpl.h
     PANEL = 64
     TILE = 16
 cdef enum:
+    FEW_UNITS = 32  # RF_FEW_UNITS of csrc/step_tmpl.h
     BLOCK = 1024  # rows that one product of inputs covers: their sums stay in the nearer caches
     # Multiply-adds of a step up to which it keeps the GIL: to give it away and take it back costs
     # more than the few microseconds are worth to other threads.
@@ -104,12 +105,31 @@ cdef void one_step(Cell *cells, Py_ssize_t layers, Py_ssize_t B, const real_t *x
     K.leave(mode)
 
 
+cdef void steps_of_few(Cell *s, Py_ssize_t T, const real_t *x, const real_t *start, Py_ssize_t lds,
+                       real_t *y, Py_ssize_t ldy) noexcept nogil:
+    """T time steps; x, start, y: of the first of them."""
+    cdef Py_ssize_t H = s.H, ldx = -s.inputs if s.reverse else s.inputs
+    cdef const real_t *w_ih = <real_t *>s.w_ih if x != NULL else NULL
+    if s.reverse:
+        lds, ldy = -lds, -ldy
+    if s.kind == LSTM:
+        K.lstm_steps(T, H, &s.opt, s.inputs, x, ldx, w_ih, start, lds, <real_t *>s.h,
+                     <real_t *>s.w_hh, <real_t *>s.peephole, <real_t *>s.c, y, ldy)
+    elif s.kind == GRU:
+        K.gru_steps(T, H, s.act, s.inputs, x, ldx, w_ih, start, lds, <real_t *>s.bias_n,
+                    <real_t *>s.h, <real_t *>s.w_hh, y, ldy)
+    else:
+        K.rnn_steps(T, H, s.act, s.inputs, x, ldx, w_ih, start, lds, <real_t *>s.h,
+                    <real_t *>s.w_hh, y, ldy)
+
+
 # T steps of one layer, in one direction or both, over all B sequences.
 cdef struct Job:
     Cell *cells
     int directions
     int num
     int parts       # of the batch, by rows; a task is a part in a direction
+    bint few_units  # all steps in one kernel, which leaves the state where it was
     Py_ssize_t T
     Py_ssize_t B
     char *x         # [T B, inputs], or NULL where
@@ -177,6 +197,7 @@ cdef void run_share(Cell *s, const Job *job, Share *share, const real_t *x, real
     cdef bint all_steps = x != NULL and s.w_ih == NULL  # one product for many steps
     cdef const real_t *x_t
     cdef const real_t *start
+    cdef real_t *y_t
     if all_steps:
         count = BLOCK // B + 1
     while done < T:
@@ -193,9 +214,12 @@ cdef void run_share(Cell *s, const Job *job, Share *share, const real_t *x, real
                 x_t, start = NULL, a + (steps - 1 - i if s.reverse else i) * B * W
             else:
                 x_t, start = x + (t * B + b) * s.inputs, <real_t *>s.bias
+            y_t = y + (t * B + b) * job.ldy if y != NULL else NULL
+            if job.few_units:
+                steps_of_few(s, steps, x_t, start, 0 if x_t != NULL else W, y_t, job.ldy)
+                break
             if range_of(share, s.H, TILE, &j0, &j1):
-                step(s, share.n, j0, j1, x_t, start, 0 if x_t != NULL else W,
-                     y + (t * B + b) * job.ldy if y != NULL else NULL, job.ldy)
+                step(s, share.n, j0, j1, x_t, start, 0 if x_t != NULL else W, y_t, job.ldy)
             swap(s)
             meet(share)
         done += steps
@@ -244,12 +268,13 @@ cdef void run_job(Job *job) noexcept nogil:
     cdef K.rf_fpmode mode = K.enter()
     cdef int d
     job.parts = plan.parts
+    job.few_units = job.B == 1 and s.H <= FEW_UNITS and not plan.units
     if plan.units:
         K.pool_run_gang(plan.threads, run_units, job)
     else:
         K.pool_run(job.directions * job.parts, plan.threads, run_rows, job)
     K.leave(mode)
-    if job.T % 2:
+    if job.T % 2 and not job.few_units:
         for d in range(job.directions):
             swap(&job.cells[d])
 

@@ -946,6 +946,96 @@ def _(source):
                "ldy": ldy}, expected  # fmt: skip
 
 
+# T, H and inputs of the kernels of many steps: parts of vectors, one, two and more of them
+WALKS = [(0, 3, 2), (1, 1, 1), (5, 4, 1), (4, 8, 0), (3, 9, 2), (6, 16, 1), (3, 17, 3), (4, 23, 1),
+         (3, 32, 2)]  # fmt: skip
+
+
+def walk_inputs(source, shape, gates):
+    """What the kernels of many steps share, and a step's chains by gate."""
+    T, H, inputs = shape
+    x, h = source(T, inputs, scale=0.7), source(1, H, scale=0.7)
+    w_ih, w_hh = source(gates * H, inputs, scale=0.5), source(gates * H, H, scale=0.5)
+    kind = source.pick("none", "bias", "rows")
+    start = {"none": None, "bias": source(1, gates * H), "rows": source(T, gates * H)}[kind]
+    y, ldy = maybe_rows(source, source.pick(*BOTH), T, H, source.blank)
+    args = {"T": T, "H": H, "inputs": inputs, "x": Rows(x, inputs + 1), "ldx": inputs + 1,
+            "wx": packed(w_ih, gates) if inputs else None, "start": start,
+            "lds": gates * H if kind == "rows" else 0, "h": h, "wh": packed(w_hh, gates), "y": y,
+            "ldy": ldy}  # fmt: skip
+
+    def products(ar, t, h, bias_n=None):
+        """Pre-activations of step t; with `bias_n`, the last third's two chains apart."""
+        fused = Fused(ar.denormals)
+        begin = np.zeros((1, gates * H), x.dtype)
+        if start is not None:
+            begin[...] = start[t if kind == "rows" else 0]
+        a = np.asarray(fused.matmul(x[t : t + 1], w_ih.T, begin)) if inputs else begin
+        second = a.copy()
+        if bias_n is not None:
+            second[:, 2 * H :] = bias_n
+        parts = np.split(ar.array(fused.matmul(np.asarray(h), w_hh.T, second)), gates, axis=1)
+        return parts if bias_n is None else (*parts, ar.array(a[:, 2 * H :]))
+
+    def walk(step):
+        """What h and y hold after h = step(t, h) for all t."""
+        state, rows = h, []
+        for t in range(T):
+            state = step(t, state)
+            rows.append(np.asarray(state)[0])
+        whole = np.array(rows, x.dtype).reshape(T, H)
+        return {"h": np.asarray(state), "y": None if y is None else whole}
+
+    return args, products, walk
+
+
+@case("rnn_steps")
+def _(source):
+    for shape in WALKS:
+        args, products, walk = walk_inputs(source, shape, 1)
+        act = source.pick(*ACTS)
+
+        def expected(ar, act=act, products=products, walk=walk):
+            return walk(lambda t, h: ar.activation(act, products(ar, t, h)[0]))
+
+        yield {**args, "act": act}, expected
+
+
+@case("lstm_steps")
+def _(source):
+    for shape in WALKS:
+        opt = {"gate": source.pick(*GATES), "coupled": source.pick(*BOTH),
+               "clip": source.pick(0.0, 0.7)}  # fmt: skip
+        if source.rng.integers(2):
+            opt = {"gate": "sigmoid", "coupled": False, "clip": 0.0}
+        args, products, walk = walk_inputs(source, shape, 3 if opt["coupled"] else 4)
+        p = source(3, shape[1]) if source.rng.integers(2) else None
+        c = source(1, shape[1])
+
+        def expected(ar, c=c, p=p, opt=opt, products=products, walk=walk):
+            cell = [c]
+
+            def step(t, h):
+                _, cell[0], _, h = lstm_gates(ar, opt, products(ar, t, h), cell[0], p)
+                return h
+
+            return {**walk(step), "c": np.asarray(cell[0])}
+
+        yield {**args, "opt": opt, "peephole": p, "c": c}, expected
+
+
+@case("gru_steps")
+def _(source):
+    for shape in WALKS:
+        args, products, walk = walk_inputs(source, shape, 3)
+        gate, bias_n = source.pick(*GATES), source(shape[1])
+
+        def expected(ar, gate=gate, bias_n=bias_n, products=products, walk=walk):
+            return walk(lambda t, h: gru_gates(ar, gate, *products(ar, t, h, bias_n), h)[1])
+
+        yield {**args, "gate": gate, "bias_n": bias_n}, expected
+
+
 # ---- running ------------------------------------------------------------------------------------
 
 
