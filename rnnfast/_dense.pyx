@@ -30,9 +30,13 @@ cnp.import_array()
 _product.ready()
 
 cdef double EPS = 1e-5  # layer norm's epsilon, as in reference.sequence
-# Rows from which our own product computes dW as its transpose: then the vectors run over the gates,
-# of which there are more than inputs (dW 76 GFLOP/s, its transpose 95, at 2048 x 512 x 128)
-cdef Py_ssize_t ROWS_TRANSPOSED = 64
+# Our own product computes dW as its transpose, whose vectors run over the gates, where there are fewer
+# inputs than this and enough rows to pay for turning dW twice (docs/performance.md).
+cdef Py_ssize_t INPUTS_TURNED = 384
+
+
+cdef bint turns(Py_ssize_t rows, Py_ssize_t inputs) noexcept nogil:
+    return inputs < INPUTS_TURNED and rows >= (64 if inputs < 32 else 192)
 
 
 # A product, and a part of it by rows or columns: which changes no chain.
@@ -258,7 +262,7 @@ def weight_product(da, x, dw, Py_ssize_t column=0):
     cdef void *pdw = matrix(dw, "dw", num, n, I, True)
     cdef Py_ssize_t size = dw.itemsize
     cdef void *pt = NULL
-    if is_fixed() and N >= ROWS_TRANSPOSED:
+    if is_fixed() and turns(N, I):
         transposed = empty(I, n, num)
         pt = matrix(transposed, "transposed", num, I, n)
     with nogil:
