@@ -147,7 +147,9 @@ cdef object packed(object w, bint turned, Py_ssize_t gates):
     s.n, s.k = (rows // G, columns) if turned else (columns, rows)
     cdef cnp.ndarray out = empty((s.n + s.wide - 1) // s.wide * s.wide, s.k * G, s.num)
     s.out = <char *>cnp.PyArray_DATA(out)
-    s.tasks = K.num_threads() if rows * columns >= MANY_WEIGHTS else 1
+    s.tasks = 1
+    if rows * columns >= MANY_WEIGHTS:
+        s.tasks = min(K.num_threads(), (s.n + s.wide - 1) // s.wide)
     with nogil:
         K.pool_run(s.tasks, s.tasks, pack_task, &s)
     return out
