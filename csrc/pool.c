@@ -122,7 +122,7 @@ enum {
     MOST_WORKERS = 1023,
     LINE = 64,
     SPIN_NS = 20000, /* about what putting a thread to sleep and waking it costs */
-    LATE = 2,        /* rounds in a row that cost more than they saved, until one thread goes on alone */
+    LATE = 2,        /* rounds in a row that cost more than they saved: one thread goes on */
     ALONE = 16,      /* for so many rounds */
     STACK = 4 << 20, /* the thread sanitizer's thread-local memory alone takes 0.8 MiB of it */
 };

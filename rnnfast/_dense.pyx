@@ -105,7 +105,7 @@ cdef void run_product(Product *s) noexcept nogil:
     s.tasks = 1
     s.by_rows = s.m >= s.n
     if is_fixed() and <double>s.m * s.n * s.k >= _seq.WORK_FOR_POOL:
-        s.tasks = K.num_threads()
+        s.tasks = min(K.num_threads(), s.m if s.by_rows else (s.n + 63) // 64)
     if s.tasks > 1:
         K.pool_run(s.tasks, s.tasks, product_task, s)
     else:
@@ -304,7 +304,7 @@ def column_sum(a, out):
     s.num, s.N, s.n = num, N, n
     s.a = <char *>matrix(a, "a", num, N, n)
     s.out = <char *>vector(out, "out", num, n, True)
-    s.tasks = K.num_threads() if N * n >= MANY_SUMMANDS else 1
+    s.tasks = min(K.num_threads(), (n + 63) // 64) if N * n >= MANY_SUMMANDS else 1
     with nogil:
         mode = K.enter()
         K.pool_run(s.tasks, s.tasks, sums_task, &s)
@@ -312,8 +312,8 @@ def column_sum(a, out):
 
 
 def bias_sums(da, grads):
-    """`column_sum` into grads["b_ih"] and grads["b_hh"], where they are: once, if they held the same,
-    as they do in every layer that is trained with both."""
+    """`column_sum` into grads["b_ih"] and grads["b_hh"], where they are: once, if they held the
+    same, as they do in every layer that is trained with both."""
     cdef int num = _seq.typenum(da)
     cdef bint one = "b_ih" in grads, two = "b_hh" in grads, same = False
     cdef void *p = vector(grads["b_ih"], "b_ih", num, da.shape[1], True) if one else NULL

@@ -187,7 +187,9 @@ cdef void pack_to(int num, bint turned, Py_ssize_t gates, Py_ssize_t n, Py_ssize
     cdef Packing s
     s.gates, s.wide, s.turned, s.num = gates, PANEL if gates == 1 else TILE, turned, num
     s.n, s.k, s.w, s.out = n, k, <char *>w, <char *>out
-    s.tasks = K.num_threads() if gates * n * k >= MANY_WEIGHTS else 1
+    s.tasks = 1
+    if gates * n * k >= MANY_WEIGHTS:
+        s.tasks = min(K.num_threads(), (n + s.wide - 1) // s.wide)
     K.pool_run(s.tasks, s.tasks, pack_task, &s)
 
 

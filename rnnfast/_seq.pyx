@@ -143,7 +143,7 @@ cdef Plan plan(Py_ssize_t T, Py_ssize_t B, int directions, double weights,
     cdef Py_ssize_t tasks, largest
     cdef int most
     p.threads = K.num_threads() if for_pool(T, B, directions * weights) else 1
-    p.parts = min(<Py_ssize_t>(p.threads + directions - 1) // directions, B)
+    p.parts = min((<Py_ssize_t>p.threads + directions - 1) // directions, B)
     tasks, largest = directions * p.parts, (B + p.parts - 1) // p.parts
     rows = (tasks + p.threads - 1) // p.threads * weights * max(largest, ROWS_FOR_ONE)
     most = min(<Py_ssize_t>p.threads, (H + TILE - 1) // TILE, <Py_ssize_t>sqrt(step / BARRIER))

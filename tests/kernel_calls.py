@@ -813,8 +813,8 @@ def _(source):
         blank = source.blank(out.size)
         mine = slice(first * k * gates, -(-last // wide) * wide * k * gates)
         out[: mine.start], out[mine.stop :] = blank[: mine.start], blank[mine.stop :]
-        yield ({"G": gates, "n": n, "k": k, "first": first, "last": last, "w": Rows(w, k + 2), "ldw": k + 2,
-                "out": blank}, lambda ar, out=out: {"out": out})  # fmt: skip
+        yield ({"G": gates, "n": n, "k": k, "first": first, "last": last, "w": Rows(w, k + 2),
+                "ldw": k + 2, "out": blank}, lambda ar, out=out: {"out": out})  # fmt: skip
 
 
 @case("transpose")
