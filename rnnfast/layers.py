@@ -229,7 +229,8 @@ class Recurrent(Module):
         state : array or (array, array)
             States at each sequence's own end, shaped like the initial ones.
         """
-        if lengths is None and resets is None and pad_output == "zero" and self._stackable():
+        if (type(x) is np.ndarray and lengths is None and resets is None and pad_output == "zero"
+                and self._stackable()):  # fmt: skip
             done = self._run_stack(x, state, out, return_sequences)
             if done is not None:
                 return done
@@ -260,8 +261,6 @@ class Recurrent(Module):
 
     def _run_stack(self, x, state, out, sequences):
         """A call with a dense batch on a `Stack`; None where `_run` has to see the arguments."""
-        if type(x) is not np.ndarray:
-            return None
         ids = x.dtype.kind in "iu"
         ndim = x.ndim + ids
         unbatched = ndim == 2
@@ -546,20 +545,20 @@ class Recurrent(Module):
     def _direction(self, layer, direction, x, states, blocks, resets, out, h_mask, keep):
         """One layer in one direction over some blocks; returns the engine's tapes, in the order
         the blocks were visited."""
-        forward = getattr(_engine.functions(), f"{self.cell}_forward")
+        forward = getattr(_engine.functions(), self.cell + "_forward")
         weights = self._weights(layer, direction)
         if self.layer_norm:
             gains = ("gain_ih", "gain_hh", "gain_c", "bias_c")
             weights["norm"] = tuple([weights.pop(g) for g in gains if g in weights])
+        weights |= self.options
+        weights |= {"keep": keep, "h_mask": h_mask, "reverse": bool(direction)}
         k = layer * self.directions + direction
         state = [a[k] for a in states]
         first, tapes = blocks[0].rows.start, []
         for block in reversed(blocks) if direction else blocks:
             rows = slice(block.rows.start - first, block.rows.stop - first)
-            _, *state, tape = forward(
-                cut(x, rows), block.sizes, *state, **weights, **self.options, keep=keep,
-                h_mask=h_mask, resets=cut(resets, rows), reverse=bool(direction),
-                out=cut(out, rows))  # fmt: skip
+            _, *state, tape = forward(cut(x, rows), block.sizes, *state, **weights,
+                                      resets=cut(resets, rows), out=cut(out, rows))  # fmt: skip
             tapes.append(tape)
         for a, new in zip(states, state, strict=True):
             a[k] = new

@@ -11,7 +11,14 @@ import warnings
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, from_numpy, is_grad_enabled, nn
+from torch._C import (
+    _are_functorch_transforms_active,
+    _is_any_autocast_enabled,
+    _is_tracing,
+    _len_torch_dispatch_stack,
+)
+from torch._C._functorch import unwrap_if_dead
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
@@ -121,9 +128,10 @@ class Binding:
     def holds(self, weights):
         """Whether the weights still lie where the layer reads them. (Where one is not contiguous
         the layer has a copy, which nothing keeps up to date.)"""
-        return (weights[0].dtype == self.dtype
-                and [*map(Tensor.data_ptr, weights)] == self.pointers
-                and all(map(Tensor.is_contiguous, weights)))  # fmt: skip
+        for w, pointer in zip(weights, self.pointers):  # noqa: B905  strict=True takes longer
+            if w.data_ptr() != pointer or not w.is_contiguous():
+                return False
+        return weights[0].dtype is self.dtype
 
 
 # ---- one pass ------------------------------------------------------------------------------------
@@ -151,32 +159,34 @@ class Pass:
 
     def forward(self, x, states, keep):
         """([torch's outputs], tape or None); `states` are tensors, none at all for zeros."""
-        cell = self.form == "cell"
-        x, state = view(x), None
+        layer, cell = self.layer, self.form == "cell"
+        x, state, tape = view(x), None, None
         if states:
             state = self._state([view(s)[None] if cell else view(s) for s in states])
-        run = self.layer.forward if keep else self.layer
-        y, final, *tape = run(x[None] if cell else self.turn(x), state, self.rows)
-        final = final if self.layer.states == 2 else (final,)
-        arrays = [s[0] for s in final] if cell else [self.turn(y), *final]
-        return [*map(torch.from_numpy, arrays)], tape[0] if tape else None
+        x = x[None] if cell else self.turn(x)
+        if keep:
+            y, final, tape = layer.forward(x, state, self.rows)
+        else:
+            y, final = layer(x, state, self.rows)
+        final = final if layer.states == 2 else (final,)
+        arrays = [s[0] for s in final] if cell else (self.turn(y), *final)
+        return [*map(from_numpy, arrays)], tape
 
     def backward(self, tape, gradients, need_dx):
         """(dx or None, (dstates), [dweights]), arrays, from dE/d(outputs), None standing for
         zeros."""
-        cell = self.form == "cell"
+        layer, cell, state = self.layer, self.form == "cell", None
         dy = None if cell or gradients[0] is None else self.turn(view(gradients[0]))
         dstates = gradients if cell else gradients[1:]
-        state = None
-        if any(d is not None for d in dstates):
-            like = view(next(d for d in dstates if d is not None))
-            sizes = self.layer._state_sizes()
+        given = [d for d in dstates if d is not None]
+        if given:
+            like = view(given[0])
             arrays = [np.zeros((*like.shape[:-1], n), like.dtype) if d is None else view(d)
-                      for d, n in zip(dstates, sizes, strict=True)]  # fmt: skip
+                      for d, n in zip(dstates, layer._state_sizes(), strict=True)]  # fmt: skip
             state = self._state([a[None] for a in arrays] if cell else arrays)
-        grads = {name: np.zeros(p.shape, p.dtype) for name, p in self.layer.params.items()}
-        dx, before = self.layer._backward(grads, tape, dy, state, need_dx)
-        before = before if self.layer.states == 2 else (before,)
+        grads = {name: np.zeros(p.shape, p.dtype) for name, p in layer.params.items()}
+        dx, before = layer._backward(grads, tape, dy, state, need_dx)
+        before = before if layer.states == 2 else (before,)
         if cell:
             dx, before = None if dx is None else dx[0], [s[0] for s in before]
         elif dx is not None:
@@ -211,7 +221,7 @@ class Pass:
             T, B = x.shape[:2]
             x, sizes = x.reshape(T * B, -1), torch.full((T,), B, device="cpu")
         else:
-            B, sizes = self.rows.B, torch.from_numpy(self.rows.batch_sizes)
+            B, sizes = self.rows.B, from_numpy(self.rows.batch_sizes)
         n = layer.num_layers * layer.directions
         states = states or [x.new_zeros(n, B, size) for size in layer._state_sizes()]
         name = layer.cell if layer.cell != "rnn" else f"rnn_{layer.options['nonlinearity']}"
@@ -230,13 +240,20 @@ NOTHING = np.empty(0, np.float32)  # a tensor of it, unlike torch.empty's, is al
 class Bptt(torch.autograd.Function):
     """A `Pass` as one node of torch's graph."""
 
+    @classmethod
+    def run(cls, call, inputs):
+        """`apply`, of which only the C part remains: the rest looks for default arguments, and
+        calls what follows for each argument."""
+        inputs = map(unwrap_if_dead, inputs)  # tensors that outlived a torch.func transform
+        return super(torch.autograd.Function, cls).apply(call, *inputs)
+
     @staticmethod
     def forward(ctx, call, x, *others):
         # others: the states, unless they are zero, and the weights
         outputs, tape = call.forward(x, others[: call.given], True)
         # The tape hangs on a saved tensor, so that it goes when torch lets go of those: after
         # backward, not only when the last output is forgotten.
-        holder = torch.from_numpy(NOTHING)
+        holder = from_numpy(NOTHING)
         holder.tape = tape
         ctx.call = call
         ctx.save_for_backward(holder, x, *others)
@@ -247,7 +264,7 @@ class Bptt(torch.autograd.Function):
     def backward(ctx, *gradients):
         call, needed = ctx.call, ctx.needs_input_grad[1:]
         holder, *inputs = ctx.saved_tensors  # raises where one was changed in place
-        if torch.is_grad_enabled():
+        if is_grad_enabled():
             return None, *twice(call, inputs, gradients, needed)
         tape = getattr(holder, "tape", None)
         if tape is None:  # a hook on saved tensors (checkpoint, offloading) gave other ones
@@ -255,7 +272,7 @@ class Bptt(torch.autograd.Function):
             tape = call.over(weights).forward(x, states, True)[1]
         dx, dstates, dweights = call.backward(tape, gradients, needed[0])
         arrays = dx, *dstates[: call.given], *dweights
-        return None, *[torch.from_numpy(a) if n else None
+        return None, *[from_numpy(a) if n else None
                        for a, n in zip(arrays, needed, strict=True)]  # fmt: skip
 
 
@@ -297,13 +314,13 @@ def _obstacle():
     """What in torch's present mode takes plain arrays away from us, or None."""
     if torch.compiler.is_compiling():
         return "torch.compile"
-    if torch._C._is_tracing():
+    if _is_tracing():
         return "torch.jit"
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if _are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "torch.func or forward-mode differentiation"
-    if torch._C._len_torch_dispatch_stack():
+    if _len_torch_dispatch_stack():
         return "a dispatch mode"
-    if torch._C._is_any_autocast_enabled():
+    if _is_any_autocast_enabled():
         return "autocast"
     return None
 
@@ -315,14 +332,14 @@ def _foreign(tensors, dtype):
             return f"a {type(t).__name__}"
         if not t.is_cpu:
             return f"device {t.device.type}"
-        if t.dtype != dtype or dtype not in DTYPES:
+        if t.dtype is not dtype or dtype not in DTYPES:
             return f"dtype {t.dtype}"
-        if t.layout != torch.strided:
+        if t.layout is not torch.strided:
             return f"layout {t.layout}"
     return None
 
 
-def _learns(*tensors):
+def _learns(tensors):
     """Whether one of them needs a gradient. (A loop: any() takes twice the instructions.)"""
     for t in tensors:
         if t.requires_grad:
@@ -343,8 +360,9 @@ class Swapped:
             _warn(plan)
             return result
         call, x, states, weights = plan
-        if torch.is_grad_enabled() and _learns(x, *states, *weights):
-            outputs = Bptt.apply(call, x, *states, *weights)
+        inputs = (x, *states, *weights)
+        if is_grad_enabled() and _learns(inputs):
+            outputs = Bptt.run(call, inputs)
         else:  # a NumPy layer applies dropout where it keeps a tape
             outputs = call.forward(x, states, bool(call.layer.dropout))[0]
         return self._result(outputs, input)
@@ -405,7 +423,7 @@ class SwappedLayer(Swapped):
     def _pass(self, layer, input, x, states):
         """(pass, x, states), or the reason why there is none."""
         packed, shape = input is not x, x.shape
-        form, rows, ndim = "time first", None, len(shape)
+        form, rows, ndim, given = "time first", None, len(shape), len(states)
         if ndim not in ((2,) if packed else (2, 3)) or shape[-1] != self.input_size:
             return "an input of another shape"
         if packed:
@@ -421,7 +439,7 @@ class SwappedLayer(Swapped):
             batch = (shape[1],)
         if not packed and shape[form == "batch first"] == 0:
             return "a sequence without a step"
-        if states:
+        if given:
             n = layer.num_layers * layer.directions
             for s, size in zip(states, layer._state_sizes(), strict=True):
                 if s.shape != (n, *batch, size):
@@ -430,7 +448,7 @@ class SwappedLayer(Swapped):
                 states = self._permuted(states, input.sorted_indices)
         if self.dropout and self.training and self.num_layers > 1:
             layer = layer.variant(dropout=self.dropout, training_rng=Seed())
-        return Pass(layer, form, len(states), rows), x, states
+        return Pass(layer, form, given, rows), x, states
 
     def _result(self, outputs, input):
         y, *final = outputs
