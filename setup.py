@@ -18,8 +18,8 @@ os.chdir(Path(__file__).resolve().parent)
 DEBUG = os.environ.get("RNNFAST_DEBUG", "") not in ("", "0")
 ANNOTATE = os.environ.get("RNNFAST_ANNOTATE", "") not in ("", "0")
 MODULES = [
-    "_memory", "_seq", "_product", "_blas", "_dense", "_rnn", "_lstm", "_gru", "_stream", "_output_rnn",
-    "_loss", "_clip", "_optim",
+    "_memory", "_seq", "_product", "_blas", "_dense", "_rnn", "_lstm", "_gru", "_stream",
+    "_output_rnn", "_loss", "_clip", "_optim",
 ]  # fmt: skip
 
 

@@ -210,8 +210,8 @@ def main():
         os.environ[f"{name}_NUM_THREADS"] = str(args.threads)
     from rnnfast import _bench, _peers
 
-    names = ["fused", "blas", *(n for n in _peers.installed() if n != "numpy")]
-    for name in sorted(set(_peers.PEERS) - set(names) - {"numpy"}):
+    names = ["fused", "blas", *_peers.installed()]
+    for name in sorted(set(_peers.PEERS) - set(names)):
         print(f"left out: {name} is not installed")
     out = Path(args.out or Path(__file__).parent / "results" / f"grid-{args.threads}.json")
     result = {"cpu": cpu(), "threads": args.threads, "versions": versions(names), "peak": peak(),

@@ -30,8 +30,8 @@ cnp.import_array()
 _product.ready()
 
 cdef double EPS = 1e-5  # layer norm's epsilon, as in reference.sequence
-# Our own product computes dW as its transpose, whose vectors run over the gates, where there are fewer
-# inputs than this and enough rows to pay for turning dW twice (docs/performance.md).
+# Our own product computes dW as its transpose, whose vectors run over the gates, where there are
+# fewer inputs than this and enough rows to pay for turning dW twice (docs/performance.md).
 cdef Py_ssize_t INPUTS_TURNED = 384
 
 

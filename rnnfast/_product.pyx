@@ -25,7 +25,8 @@ cdef enum:  # RF_PANEL and RF_TILE of csrc/kernels_tmpl.h
 # docs/performance.md has the break-even.
 cdef Py_ssize_t ROWS_INSIDE = 4
 cdef Py_ssize_t INPUTS_INSIDE = 16
-# From so many inputs on, weights are not packed for fewer than a third as many rows: docs/performance.md
+# From so many inputs on, weights are not packed for fewer than a third as many rows
+# (docs/performance.md).
 cdef Py_ssize_t INPUTS_IN_PLACE = 256
 cdef bint fixed = False
 cdef bint used = False
@@ -94,8 +95,8 @@ cdef void gemm_panels(bint back, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const
     cdef Py_ssize_t wide = 2 * PANEL, parts = (n + wide - 1) // wide, q, j
     for q in range(parts):
         j = (parts - 1 - q if back else q) * wide
-        K.gemm(m, min(n - j, wide), k, a, lda, 1, packed + j * k, PANEL, PANEL * k, beta != 0, c + j,
-               ldc)
+        K.gemm(m, min(n - j, wide), k, a, lda, 1, packed + j * k, PANEL, PANEL * k, beta != 0,
+               c + j, ldc)
 
 
 cdef bint in_place(Py_ssize_t rows, Py_ssize_t inputs) noexcept nogil:
