@@ -229,7 +229,8 @@ def main():
         out.write_text(json.dumps(result, indent=1))
     print(*summary(result), sep="\n")
     out.with_suffix(".md").write_text(text(result))
-    plot(result, out.with_suffix(".png"))
+    if not args.only:
+        plot(result, out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

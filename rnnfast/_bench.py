@@ -8,6 +8,7 @@ from rnnfast import _peers
 
 ROUNDS = 5  # at least, of every library, in turns
 ROUND = 0.002  # seconds of calls in a round, at least one call
+WARM = 0.02  # seconds: a shorter call is made once untimed, after the others had the caches
 
 
 def turns(calls, seconds):
@@ -25,15 +26,18 @@ def turns(calls, seconds):
     dict
         name -> (least, median) seconds per call.
     """
-    repeats, times = {}, {name: [] for name in calls}
+    repeats, warm, times = {}, {}, {name: [] for name in calls}
     for name, call in calls.items():
         call(), call()  # the first may compile
         begin = time.perf_counter()
         call()
-        repeats[name] = max(1, int(ROUND / max(time.perf_counter() - begin, 1e-9)))
+        took = time.perf_counter() - begin
+        repeats[name], warm[name] = max(1, int(ROUND / max(took, 1e-9))), took < WARM
     end = time.perf_counter() + seconds * len(calls)
     while time.perf_counter() < end or len(min(times.values(), key=len)) < ROUNDS:
         for name, call in calls.items():
+            if warm[name]:
+                call()
             begin = time.perf_counter()
             for _ in range(repeats[name]):
                 call()
