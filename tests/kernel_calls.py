@@ -827,9 +827,10 @@ def _(source):
 
 
 # n, H and inputs of the kernels of whole steps: every number of rows of a tile, alone and among
-# others; parts of vectors, several vectors and tiles
+# others; parts of vectors, several vectors and tiles; rows with fewer units than any vector
 STEPS = [(0, 3, 2), (1, 1, 1), (1, 35, 2), (1, 64, 1), (2, 33, 0), (2, 16, 3), (3, 40, 1),
-         (4, 17, 2), (5, 16, 1), (6, 9, 2), (7, 20, 1), (8, 16, 1), (13, 5, 3)]  # fmt: skip
+         (4, 17, 2), (5, 16, 1), (6, 9, 2), (7, 20, 1), (8, 16, 1), (13, 5, 3), (2, 8, 1),
+         (3, 3, 0), (4, 15, 1), (5, 7, 2), (6, 1, 1), (7, 2, 1), (17, 8, 1)]  # fmt: skip
 
 
 def step_inputs(source, shape, gates, P):
