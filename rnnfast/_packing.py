@@ -11,6 +11,9 @@ from rnnfast._memory import empty_array
 #: Rows that one engine call covers, about: enough for a matrix product to run at full speed and to
 #: pay for packing the weights, few enough that a block's arrays stay in the nearer caches.
 BLOCK_ROWS = 1024
+#: Pre-activations of a block, where those of so many rows are fewer, and the most rows then: a call
+#: costs 50 to 100 us of Python.
+BLOCK_SIZE, MOST_ROWS = 1 << 18, 8192
 
 KEPT = np.dtype("float32"), np.dtype("float64")
 
@@ -110,7 +113,12 @@ class Block(NamedTuple):
     sizes: np.ndarray
 
 
-def time_blocks(packing, about=BLOCK_ROWS):
+def block_rows(width):
+    """About how many rows of `width` pre-activations one engine call covers."""
+    return max(BLOCK_ROWS, min(MOST_ROWS, BLOCK_SIZE // width))
+
+
+def time_blocks(packing, about):
     """Consecutive blocks of time steps of about so many rows each: where steps are small, two
     thirds to one and a half times as many.
 

@@ -11,7 +11,7 @@ import numpy as np
 from rnnfast import _engine, _threads
 from rnnfast._memory import empty_array
 from rnnfast._module import Module
-from rnnfast._packing import Packing, time_blocks
+from rnnfast._packing import Packing, block_rows, time_blocks
 from rnnfast._stream import Stack, Steps
 
 #: Multiply-adds in a direction from which the two directions get a thread each: below, handing over
@@ -463,7 +463,7 @@ class Recurrent(Module):
         engine sees the same calls as without and gives the same bits. Where both directions are
         wanted there is one segment: the reverse direction starts at the end.
         """
-        blocks = time_blocks(packing)
+        blocks = time_blocks(packing, block_rows(self._gate_rows()))
         if self.checkpoint_every is None or self.bidirectional:
             return [blocks]
         segments, steps = [[]], 0

@@ -4,7 +4,6 @@ Two judges: a 4th-order central difference for each single number, on a cover of
 variants; and the derivative along random directions in all numbers at once, on all variants.
 """
 
-import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ import pytest
 
 import rnnfast
 from rnnfast import _engine
-from rnnfast._packing import time_blocks
 from rnnfast.reference import gru, linear, loss, lstm, output_rnn, rnn, sequence
 from rnnfast.reference.arithmetic import PLAIN, Plain
 
@@ -380,8 +378,8 @@ LAYER_FACTORS = {
 def test_layer_directions(row, monkeypatch):
     """Deep, bidirectional, ragged, with resets and dropout, in one or many blocks of time steps."""
     row = row | {"dropout": row["dropout"] * (row["num_layers"] > 1)}
-    blocks = functools.partial(time_blocks, about=row.pop("block_rows"))
-    monkeypatch.setattr("rnnfast.layers.time_blocks", blocks)
+    rows = row.pop("block_rows")
+    monkeypatch.setattr("rnnfast.layers.block_rows", lambda width: rows)
     cell, pad = getattr(rnnfast, row.pop("cell")), row.pop("pad_output")
     layer = cell(2, 3, **row, dtype="float64", seed=0)
     rng = np.random.default_rng(6)
