@@ -20,10 +20,13 @@ enum { FN(accs) = RF_LANES / VL };
 #define RF_TILE 16
 #if defined(__SANITIZE_ADDRESS__)
 #define RF_UNROLL /* every access is instrumented: unrolled, a file takes minutes to compile */
+#define RF_TWICE
 #elif defined(__clang__)
 #define RF_UNROLL _Pragma("unroll")
+#define RF_TWICE _Pragma("unroll 2")
 #else
 #define RF_UNROLL _Pragma("GCC unroll 16")
+#define RF_TWICE _Pragma("GCC unroll 2") /* the loops along a chain: pointers move half as often */
 #endif
 #endif
 
@@ -777,15 +780,15 @@ static double KN(quadratic_error)(ptrdiff_t N, ptrdiff_t V, const REAL *y, const
 /* C[m,n] = A B, or C + A B: every element is ONE chain of fma over k ascending, from 0 or from C.
  * Rows, columns and k are divided freely: no division changes a chain. A tile of MR rows by NV
  * vectors, of which the last holds w elements, stays in registers; MR and NV are constants after
- * inlining. */
+ * inlining. Its columns lie in one panel of B or fill two. */
 RF_INLINE void FN(gemm_tile)(const int MR, const int NV, ptrdiff_t w, ptrdiff_t k, const REAL *a,
                              ptrdiff_t ars, ptrdiff_t acs, const REAL *b, ptrdiff_t ldb,
                              ptrdiff_t panel, int add, REAL *c, ptrdiff_t ldc) {
     v_t acc[6][8];
-    const REAL *column[8];
+    /* As few pointers as will do: a stride that had to be read from the stack in every round cost up to
+     * a fourth of the speed, where it lay 4096 bytes from a line of C that was being written. */
+    const REAL *lower = a + 3 * ars, *other = NV * VL > RF_PANEL ? b + panel : b;
 #define RF_FULL (v < NV - 1 || w == VL)
-RF_UNROLL
-    for (int v = 0; v < NV; v++) column[v] = b + (v * VL / RF_PANEL) * panel + v * VL % RF_PANEL;
 RF_UNROLL
     for (int r = 0; r < MR; r++)
 RF_UNROLL
@@ -793,16 +796,17 @@ RF_UNROLL
             acc[r][v] = !add      ? v_zero()
                         : RF_FULL ? v_load(c + r * ldc + v * VL)
                                   : v_loadn(c + r * ldc + v * VL, w);
-    for (ptrdiff_t p = 0; p < k; p++, a += acs) {
+RF_TWICE
+    for (ptrdiff_t p = 0; p < k; p++, a += acs, lower += acs, b += ldb, other += ldb) {
         v_t x[8];
 RF_UNROLL
         for (int v = 0; v < NV; v++) {
-            x[v] = RF_FULL ? v_load(column[v]) : v_loadn(column[v], w);
-            column[v] += ldb;
+            const REAL *at = (v * VL < RF_PANEL ? b : other) + v * VL % RF_PANEL;
+            x[v] = RF_FULL ? v_load(at) : v_loadn(at, w);
         }
 RF_UNROLL
         for (int r = 0; r < MR; r++) {
-            const v_t s = v_set1(a[r * ars]);
+            const v_t s = v_set1(r < 3 ? a[r * ars] : lower[(r - 3) * ars]);
 RF_UNROLL
             for (int v = 0; v < NV; v++) acc[r][v] = v_fma(s, x[v], acc[r][v]);
         }
@@ -849,14 +853,13 @@ enum { FN(nv1) = 8, FN(nv2) = 8, FN(nv4) = 4, FN(nv6) = 4 };
 enum { FN(nv1) = 8, FN(nv2) = 4, FN(nv4) = 2, FN(nv6) = 2 };
 #endif
 
-/* Blocks: RF_GEMM_KC of k, so that a tile's rows of A stay in the first cache; gemm_mc rows, whose part
- * of A (256 kB) stays in the second; gemm_nc columns, whose part of B (128 kB) passes through it. B is
- * copied 512 bytes of a row at a time: every row may lie in another page. */
-#ifndef RF_GEMM_KC
-#define RF_GEMM_KC 256
-#endif
-enum { FN(gemm_mc) = 1024 / sizeof(REAL), FN(gemm_nc) = 512 / sizeof(REAL) };
-_Static_assert((FN(gemm_mc) + FN(gemm_nc)) * RF_GEMM_KC * sizeof(REAL) <= RF_SCRATCH, "scratch");
+/* Blocks: gemm_kc of k, so that a tile's rows of A stay in the first cache (gemm_kt where A lies
+ * transposed); gemm_mc rows, whose part of A (256 kB) stays in the second; gemm_nc columns, whose part of
+ * B (256 kB; 128) does. B is copied 512 bytes of a row at a time: every row may lie in another page. */
+enum { FN(gemm_kc) = 2048 / sizeof(REAL), FN(gemm_kt) = 256,
+       FN(gemm_mc) = 1024 / sizeof(REAL), FN(gemm_nc) = 512 / sizeof(REAL) };
+_Static_assert(FN(gemm_nc) * FN(gemm_kc) * sizeof(REAL) <= RF_SCRATCH, "scratch");
+_Static_assert((FN(gemm_mc) + FN(gemm_nc)) * FN(gemm_kt) * sizeof(REAL) <= RF_SCRATCH, "scratch");
 
 /* n <= gemm_nc columns of row-major B as panels [k][RF_PANEL], zeros past n. */
 RF_INLINE void FN(pack_columns)(ptrdiff_t n, ptrdiff_t k, const REAL *b, ptrdiff_t ldb, REAL *out) {
@@ -886,14 +889,16 @@ RF_INLINE void FN(pack_rows)(ptrdiff_t m, ptrdiff_t blocks, ptrdiff_t k, const R
 static void KN(gemm)(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, const REAL *a, ptrdiff_t ars,
                      ptrdiff_t acs, const REAL *b, ptrdiff_t ldb, ptrdiff_t panel, int add, REAL *c,
                      ptrdiff_t ldc) {
-    REAL *columns = rf_scratch(), *side = columns + RF_GEMM_KC * FN(gemm_nc);
+    REAL *columns = rf_scratch(), *side = columns + FN(gemm_kt) * FN(gemm_nc);
     if (k == 0 && !add)
         for (ptrdiff_t i = 0; i < m; i++) memset(c + i * ldc, 0, (size_t)n * sizeof *c);
     /* What is copied must be read often enough: B once per six rows, A once per NC columns. */
     const int copy_b = panel == RF_PANEL && m > 12, copy_a = acs != 1 && n > FN(gemm_nc);
-    const ptrdiff_t parts = (m + FN(gemm_mc) - 1) / FN(gemm_mc);
-    for (ptrdiff_t p = 0; p < k; p += RF_GEMM_KC) {
-        const ptrdiff_t kc = k - p < RF_GEMM_KC ? k - p : RF_GEMM_KC;
+    const ptrdiff_t most = acs == 1 ? FN(gemm_kc) : FN(gemm_kt), cuts = (k + most - 1) / most;
+    /* long rows of A may pass from the third cache, for every column block again */
+    const ptrdiff_t parts = acs == 1 && k >= 128 ? m > 0 : (m + FN(gemm_mc) - 1) / FN(gemm_mc);
+    for (ptrdiff_t cut = 0, p = 0, kc; cut < cuts; cut++, p += kc) {
+        kc = (k - p + cuts - cut - 1) / (cuts - cut);
         const int plus = add || p > 0;
         for (ptrdiff_t part = 0, i0 = 0, mc; part < parts; part++, i0 += mc) {
             mc = (m - i0 + parts - part - 1) / (parts - part);

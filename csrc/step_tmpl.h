@@ -4,11 +4,11 @@
  * an element falls into changes nothing in its chain. */
 
 /* Where the chains begin and what they run over; see kernels.inc. dense: the rows of a tile are to lie
- * side by side, H units each. */
+ * side by side, H units each. fetch: there are more weights than the second cache holds. */
 typedef struct {
     ptrdiff_t n, H, inputs, P, lds;
     const REAL *x, *wx, *start, *h, *wh, *bias_n;
-    int dense;
+    int dense, fetch;
 } FN(chain);
 
 /* Rows of a tile; tiles whose gates are applied together; room for their accumulators. */
@@ -21,9 +21,9 @@ enum { FN(chain_rows) = 6, FN(chain_size) = RF_TOGETHER * 24 * VL };
 enum { FN(chain_rows) = 3, FN(chain_size) = RF_TOGETHER * 16 * VL };
 #endif
 
-/* One operand: acc[g] += a[.,p] m[p,g] for p ascending; the third gate goes to acc[last]. Tiles of many
- * rows leave time for fetching: what comes 8 k later into the first cache, and a line of the next
- * tile into the second, of which each block of rows fetches another part. */
+/* One operand: acc[g] += a[.,p] m[p,g] for p ascending; the third gate goes to acc[last]. To fetch: what
+ * comes 8 k later into the first cache, and a line of the next tile into the second, of which each
+ * block of rows fetches another part. Where the weights are near, that costs 4 to 8 % for nothing. */
 #define RF_CHAIN(k, a, packed, last)                                                          \
     do {                                                                                      \
         const REAL *ap = (a) + b * (k), *mp[NV];                                              \
@@ -32,25 +32,31 @@ enum { FN(chain_rows) = 3, FN(chain_size) = RF_TOGETHER * 16 * VL };
             mp[v] = (packed) + (j + v * VL) / wide * wide * (k) * G + (j + v * VL) % wide;    \
         const REAL *next = (packed) + follow / wide * wide * (k) * G                          \
                            + block % (G * wide / RF_LINE) * (k) * RF_LINE;                    \
-        for (ptrdiff_t p = 0; p < (k); p++, ap++) {                                           \
-            if (R > RF_FEW_ROWS) RF_FETCH_FAR(next + p * RF_LINE);                            \
-            RF_UNROLL for (int v = 0; v < NV; v++) {                                          \
-                v_t m[4];                                                                     \
-                RF_UNROLL for (int g = 0; g < G; g++) m[g] = v_load(mp[v] + g * wide);        \
-                if (R > RF_FEW_ROWS && RF_REGISTERS == 32)                                    \
-                    RF_UNROLL for (int g = 0; g < G; g++)                                     \
-                        RF_FETCH_NEAR(mp[v] + (8 * G + g) * wide);                            \
-                RF_UNROLL for (int r = 0; r < R; r++) {                                       \
-                    const v_t from = v_set1(ap[r * (k)]);                                     \
-                    RF_UNROLL for (int g = 0; g < G; g++) {                                   \
-                        const int to = g == 2 ? (last) : g;                                   \
-                        acc[to][r][v] = v_fma(from, m[g], acc[to][r][v]);                     \
-                    }                                                                         \
-                }                                                                             \
-                mp[v] += G * wide;                                                            \
-            }                                                                                 \
+        if (R > RF_FEW_ROWS && s->fetch) {                                                    \
+            RF_CHAIN_LOOP(1, k, last)                                                         \
+        } else {                                                                              \
+            RF_CHAIN_LOOP(0, k, last)                                                         \
         }                                                                                     \
     } while (0)
+#define RF_CHAIN_LOOP(fetch, k, last)                                                         \
+    RF_TWICE for (ptrdiff_t p = 0; p < (k); p++, ap++) {                                      \
+        if (fetch) RF_FETCH_FAR(next + p * RF_LINE);                                          \
+        RF_UNROLL for (int v = 0; v < NV; v++) {                                              \
+            v_t m[4];                                                                         \
+            RF_UNROLL for (int g = 0; g < G; g++) m[g] = v_load(mp[v] + g * wide);            \
+            if (fetch && RF_REGISTERS == 32)                                                  \
+                RF_UNROLL for (int g = 0; g < G; g++)                                         \
+                    RF_FETCH_NEAR(mp[v] + (8 * G + g) * wide);                                \
+            RF_UNROLL for (int r = 0; r < R; r++) {                                           \
+                const v_t from = v_set1(ap[r * (k)]);                                         \
+                RF_UNROLL for (int g = 0; g < G; g++) {                                       \
+                    const int to = g == 2 ? (last) : g;                                       \
+                    acc[to][r][v] = v_fma(from, m[g], acc[to][r][v]);                         \
+                }                                                                             \
+            }                                                                                 \
+            mp[v] += G * wide;                                                                \
+        }                                                                                     \
+    }
 
 /* The pre-activations of R rows of NV vectors of units, of which the last has w; follow: the first
  * unit of the next tile. split: the x part of the third gate is kept apart, as the fourth (GRU with
@@ -84,6 +90,7 @@ RF_UNROLL
     RF_CHAIN(s->P, s->h, s->wh, 2);
 }
 #undef RF_CHAIN
+#undef RF_CHAIN_LOOP
 
 /* z: R rows of G + split gates, rows ldz and gates ldg apart. Rows closer than a vector: each store
  * covers what the one before it put behind its row. */
@@ -199,6 +206,11 @@ RF_INLINE int FN(is_dense)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first, ptrdiff_t 
     return H < VL && n > 1 && !first && last == H;
 }
 
+/* Whether weights of G gates are more than a second cache holds. */
+RF_INLINE int FN(is_far)(int G, ptrdiff_t H, ptrdiff_t inside, ptrdiff_t P) {
+    return (size_t)(G * H * (inside + P)) * sizeof(REAL) > 1 << 20;
+}
+
 /* Rows of G gates of H units from gates that each have their rows side by side, ldg apart. */
 static void FN(spread)(ptrdiff_t rows, ptrdiff_t G, ptrdiff_t H, const REAL *from, ptrdiff_t ldg,
                        REAL *to, ptrdiff_t ldt) {
@@ -212,7 +224,7 @@ static void KN(rnn_step)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first, ptrdiff_t la
                          ptrdiff_t lds, const REAL *h, const REAL *wh, REAL *out, REAL *y,
                          ptrdiff_t ldy) {
     const FN(chain) s = {n, H, inputs, H, lds, x, wx, start, h, wh, NULL,
-                         FN(is_dense)(n, H, first, last)};
+                         FN(is_dense)(n, H, first, last), FN(is_far)(1, H, wx ? inputs : 0, H)};
     RF_EACH_TILE(chain1, &s, first, last, back, {
         REAL *const h_t = out + b * H + j;
         REAL *const y_t = y ? y + b * ldy + j : NULL;
@@ -231,7 +243,8 @@ static void KN(lstm_step)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first, ptrdiff_t l
                           const REAL *wh, const REAL *peephole, REAL *c, REAL *gates,
                           REAL *tanh_c, REAL *out, REAL *y, ptrdiff_t ldy) {
     const FN(chain) s = {n, H, inputs, P, lds, x, wx, start, h, wh, NULL,
-                         !peephole && FN(is_dense)(n, H, first, last)};
+                         !peephole && FN(is_dense)(n, H, first, last),
+                         FN(is_far)(opt->coupled ? 3 : 4, H, wx ? inputs : 0, P)};
 #define RF_LSTM_UNITS(G)                                                                       \
     const ptrdiff_t at = b * H + j;                                                            \
     REAL *const gates_t = gates ? gates + b * G * H + j : NULL;                                \
@@ -257,7 +270,7 @@ static void KN(gru_step)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first, ptrdiff_t la
                          ptrdiff_t lds, const REAL *bias_n, const REAL *hm, const REAL *wh,
                          const REAL *h, REAL *gates, REAL *u, REAL *out, REAL *y, ptrdiff_t ldy) {
     const FN(chain) s = {n, H, inputs, H, lds, x, wx, start, hm, wh, bias_n,
-                         FN(is_dense)(n, H, first, last)};
+                         FN(is_dense)(n, H, first, last), FN(is_far)(3, H, wx ? inputs : 0, H)};
     RF_EACH_TILE(chain3_split, &s, first, last, back, {
         const ptrdiff_t at = b * H + j;
         REAL *const gates_t = gates ? gates + b * 3 * H + j : NULL;
@@ -321,7 +334,7 @@ static void KN(gru_step)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first, ptrdiff_t la
 static void KN(rnn_steps)(ptrdiff_t T, ptrdiff_t H, rf_act act, ptrdiff_t inputs, const REAL *x,
                           ptrdiff_t ldx, const REAL *wx, const REAL *start, ptrdiff_t lds, REAL *h,
                           const REAL *wh, REAL *y, ptrdiff_t ldy) {
-    FN(chain) s = {1, H, inputs, H, lds, x, wx, start, h, wh, NULL, 0};
+    FN(chain) s = {1, H, inputs, H, lds, x, wx, start, h, wh, NULL, 0, 0};
 #define RF_STEPS(f)                                                                            \
     RF_EACH_STEP(T, H, s, ldx, y, ldy, {                                                       \
         v_t z[4][6][8];                                                                        \
@@ -366,7 +379,7 @@ static void KN(lstm_steps)(ptrdiff_t T, ptrdiff_t H, const rf_lstm *opt, ptrdiff
                            const REAL *x, ptrdiff_t ldx, const REAL *wx, const REAL *start,
                            ptrdiff_t lds, REAL *h, const REAL *wh, const REAL *peephole, REAL *c,
                            REAL *y, ptrdiff_t ldy) {
-    const FN(chain) s = {1, H, inputs, H, lds, x, wx, start, h, wh, NULL, 0};
+    const FN(chain) s = {1, H, inputs, H, lds, x, wx, start, h, wh, NULL, 0, 0};
     const rf_lstm plain = {{RF_SIGMOID, 0, 0}, 0, 0};
     rf_lstm other = *opt;
     other.coupled = 0;
@@ -383,7 +396,7 @@ static void KN(lstm_steps)(ptrdiff_t T, ptrdiff_t H, const rf_lstm *opt, ptrdiff
 static void KN(gru_steps)(ptrdiff_t T, ptrdiff_t H, rf_act gate, ptrdiff_t inputs, const REAL *x,
                           ptrdiff_t ldx, const REAL *wx, const REAL *start, ptrdiff_t lds,
                           const REAL *bias_n, REAL *h, const REAL *wh, REAL *y, ptrdiff_t ldy) {
-    FN(chain) s = {1, H, inputs, H, lds, x, wx, start, h, wh, bias_n, 0};
+    FN(chain) s = {1, H, inputs, H, lds, x, wx, start, h, wh, bias_n, 0, 0};
 #define RF_STEPS(gate)                                                                         \
     RF_EACH_STEP(T, H, s, ldx, y, ldy, {                                                       \
         v_t a[4][6][8];                                                                        \

@@ -767,7 +767,8 @@ for _name in ("sgd_step", "adam_step", "rmsprop_step", "adagrad_step"):
 def _(source):
     """Row-major and transposed A; B row-major with a row stride, and packed."""
     shapes = [(0, 3, 2), (1, 0, 2), (2, 3, 0), (1, 1, 1), (1, 17, 5), (3, 33, 4), (7, 16, 9),
-              (13, 7, 3), (2, 65, 6), (5, 40, 2)]  # fmt: skip
+              (13, 7, 3), (2, 65, 6), (5, 40, 2), (0, 3, 130), (14, 9, 140),
+              (2, 3, 300)]  # fmt: skip
     for m, n, k in shapes:
         add, transposed, packed = (int(source.rng.integers(2)) for _ in range(3))
         a, b, c = source(m, k), source(k, n), source(m, n)

@@ -115,15 +115,17 @@ def test_the_scalar_build_without_hardware_fma(cell, options, use_isa):
         same_bits(got, want)
 
 
+@pytest.mark.parametrize("size", [(1100, 9, 70), (14, 1100, 9)], ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_long_chains_are_not_cut(dtype, use_engine):
+def test_long_chains_are_not_cut(dtype, size, use_engine):
     """More rows and columns than a block of the product holds: still one chain per element."""
+    rows, width, outputs = size
     rng = np.random.default_rng(8)
-    x, dy = (rng.standard_normal((n, m)).astype(dtype) for n, m in ((1100, 9), (1100, 70)))
+    x, dy = (rng.standard_normal((rows, n)).astype(dtype) for n in (width, outputs))
     results = []
     for engine in ("fused", "reference-fused"):
         use_engine(engine)
-        linear = rnnfast.Linear(9, 70, dtype=dtype, seed=1)
+        linear = rnnfast.Linear(width, outputs, dtype=dtype, seed=1)
         y, tape = linear.forward(x)
         results.append((y, linear.backward(tape, dy), *linear.grads.values()))
     for got, want in zip(*results, strict=True):
