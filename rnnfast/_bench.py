@@ -8,10 +8,11 @@ from rnnfast import _peers
 
 ROUNDS = 5  # at least, of every library, in turns
 ROUND = 0.002  # seconds of calls in a round, at least one call
+PAUSE = 0.05  # seconds before a turn on several threads: OpenBLAS and others spin on after a call
 WARM = 0.02  # seconds: a shorter call is made once untimed, after the others had the caches
 
 
-def turns(calls, seconds):
+def turns(calls, seconds, pause=0.0):
     """Times of each call: libraries take turns, so that a machine that slows down slows all.
 
     Parameters
@@ -20,6 +21,8 @@ def turns(calls, seconds):
         name -> call without arguments.
     seconds : float
         For each of them.
+    pause : float
+        Seconds of rest before each turn.
 
     Returns
     -------
@@ -36,6 +39,7 @@ def turns(calls, seconds):
     end = time.perf_counter() + seconds * len(calls)
     while time.perf_counter() < end or len(min(times.values(), key=len)) < ROUNDS:
         for name, call in calls.items():
+            time.sleep(pause)
             if warm[name]:
                 call()
             begin = time.perf_counter()
@@ -73,7 +77,7 @@ def make_calls(work, names):
 
 def compare(work, names, seconds=0.5):
     """`turns` of everybody who can do the work."""
-    return turns(make_calls(work, names), seconds)
+    return turns(make_calls(work, names), seconds, PAUSE if work.threads > 1 else 0.0)
 
 
 def duration(seconds):
