@@ -208,6 +208,7 @@ def main():
     args = parser.parse_args()
     for name in ("OMP", "OPENBLAS", "MKL", "RNNFAST"):
         os.environ[f"{name}_NUM_THREADS"] = str(args.threads)
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "14")  # else its threads spin for 30 ms
     from rnnfast import _bench, _peers
 
     names = ["fused", "blas", *_peers.installed()]

@@ -8,7 +8,7 @@ from rnnfast import _peers
 
 ROUNDS = 5  # at least, of every library, in turns
 ROUND = 0.002  # seconds of calls in a round, at least one call
-PAUSE = 0.05  # seconds before a turn on several threads: OpenBLAS and others spin on after a call
+PAUSE = 0.03  # seconds before a turn on several threads: those of others spin on after a call
 WARM = 0.02  # seconds: a shorter call is made once untimed, after the others had the caches
 
 
@@ -35,12 +35,16 @@ def turns(calls, seconds, pause=0.0):
         begin = time.perf_counter()
         call()
         took = time.perf_counter() - begin
-        repeats[name], warm[name] = max(1, int(ROUND / max(took, 1e-9))), took < WARM
+        length = WARM if pause else ROUND
+        repeats[name], warm[name] = max(1, int(length / max(took, 1e-9))), took < WARM
     end = time.perf_counter() + seconds * len(calls)
     while time.perf_counter() < end or len(min(times.values(), key=len)) < ROUNDS:
         for name, call in calls.items():
             time.sleep(pause)
+            end_of_warming = time.perf_counter() + (WARM if pause else 0)
             if warm[name]:
+                call()
+            while time.perf_counter() < end_of_warming:  # a CPU that rested begins slowly
                 call()
             begin = time.perf_counter()
             for _ in range(repeats[name]):
