@@ -563,8 +563,6 @@ static void KN(gru_before_backward_gates)(ptrdiff_t B, ptrdiff_t H, rf_act gate,
         });
 }
 
-#include "step_tmpl.h"
-
 /* ---- rows ----------------------------------------------------------------------------------- */
 
 typedef struct {
@@ -934,6 +932,8 @@ static void KN(gemm)(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, const REAL *a, ptrdi
         }
     }
 }
+
+#include "step_tmpl.h"
 
 /* out: [n,m] = the transpose of a: [m,n] */
 static void KN(transpose)(ptrdiff_t m, ptrdiff_t n, const REAL *a, ptrdiff_t lda, REAL *out,

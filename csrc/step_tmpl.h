@@ -11,109 +11,190 @@ typedef struct {
     int dense, fetch;
 } FN(chain);
 
-/* Rows of a tile; tiles whose gates are applied together; room for their accumulators. */
-#ifndef RF_TOGETHER
+/* Rows of a tile; blocks of rows whose gates are applied together; room for their accumulators.
+ * RF_SHARED: the registers do not hold all gates of a tile of more than three rows. Then its
+ * pre-activations are a product like any other, in which so many k pass before the next block of rows
+ * that a tile's weights stay in the second cache. */
+#undef RF_TOGETHER
+#undef RF_SHARED
+#if VL == 1
 #define RF_TOGETHER 4
-#endif
-#if RF_REGISTERS == 32 && VL > 1
+#define RF_SHARED 0
+enum { FN(chain_rows) = 3, FN(chain_size) = RF_TOGETHER * 16 };
+#elif RF_REGISTERS == 32
+#define RF_TOGETHER 4
+#define RF_SHARED 0
 enum { FN(chain_rows) = 6, FN(chain_size) = RF_TOGETHER * 24 * VL };
 #else
-enum { FN(chain_rows) = 3, FN(chain_size) = RF_TOGETHER * 16 * VL };
+#define RF_TOGETHER (RF_REAL_IS_F32 ? 12 : 6)
+#define RF_SHARED 1
+enum { FN(chain_rows) = 6, FN(chain_size) = RF_TOGETHER * 6 * 4 * RF_TILE };
 #endif
+enum { FN(chain_k) = 2048 / sizeof(REAL) };
 
-/* One operand: acc[g] += a[.,p] m[p,g] for p ascending; the third gate goes to acc[last]. To fetch: what
- * comes 8 k later into the first cache, and a line of the next tile into the second, of which each
- * block of rows fetches another part. Where the weights are near, that costs 4 to 8 % for nothing. */
+/* One operand: acc[g] += a[.,p] m[p,first+g] for p ascending, Q of G gates; the third gate goes to
+ * acc[last]. Of 16 registers 12 are accumulators and the others hold the weights of one p, or the
+ * inputs of R rows. To fetch, with AVX-512: what comes 8 p later into the first cache, and a line of the
+ * next tile into the second, of which each block of rows fetches another part. Where the weights are
+ * near, that costs 4 to 8 % for nothing; AVX2 on Zen 3 loses 17 to 26 % by it where they are far. */
 #define RF_CHAIN(k, a, packed, last)                                                          \
     do {                                                                                      \
-        const REAL *ap = (a) + b * (k), *mp[NV];                                              \
-        const ptrdiff_t wide = G == 1 ? RF_PANEL : RF_TILE;                                    \
+        const ptrdiff_t K = (k), wide = G == 1 ? RF_PANEL : RF_TILE;                           \
+        const REAL *ap = (a) + b * K, *lower = ap + 3 * K, *mp[8];                             \
         RF_UNROLL for (int v = 0; v < NV; v++)                                                \
-            mp[v] = (packed) + (j + v * VL) / wide * wide * (k) * G + (j + v * VL) % wide;    \
-        const REAL *next = (packed) + follow / wide * wide * (k) * G                          \
-                           + block % (G * wide / RF_LINE) * (k) * RF_LINE;                    \
-        if (R > RF_FEW_ROWS && s->fetch) {                                                    \
-            RF_CHAIN_LOOP(1, k, last)                                                         \
+            mp[v] = (packed) + first * wide                                                   \
+                    + (NV * VL <= RF_TILE ? j / wide * wide * K * G + j % wide + v * VL       \
+                                          : (j + v * VL) / wide * wide * K * G                \
+                                                + (j + v * VL) % wide);                       \
+        const REAL *next = (packed) + follow / wide * wide * K * G                            \
+                           + block % (G * wide / RF_LINE) * K * RF_LINE;                      \
+        if (RF_REGISTERS == 32 && R > RF_FEW_ROWS && s->fetch) {                              \
+            RF_CHAIN_LOOP(1, last)                                                            \
         } else {                                                                              \
-            RF_CHAIN_LOOP(0, k, last)                                                         \
+            RF_CHAIN_LOOP(0, last)                                                            \
         }                                                                                     \
     } while (0)
-#define RF_CHAIN_LOOP(fetch, k, last)                                                         \
-    RF_TWICE for (ptrdiff_t p = 0; p < (k); p++, ap++) {                                      \
+#define RF_CHAIN_LOOP(fetch, last)                                                            \
+    RF_TWICE for (ptrdiff_t p = 0; p < K; p++, ap++, lower++) {                               \
+        v_t m[4], from[6];                                                                    \
         if (fetch) RF_FETCH_FAR(next + p * RF_LINE);                                          \
+        if (RF_REGISTERS == 16)                                                               \
+            RF_UNROLL for (int r = 0; r < R && R <= 3; r++) from[r] = v_set1(RF_ROW(r));      \
         RF_UNROLL for (int v = 0; v < NV; v++) {                                              \
-            v_t m[4];                                                                         \
-            RF_UNROLL for (int g = 0; g < G; g++) m[g] = v_load(mp[v] + g * wide);            \
-            if (fetch && RF_REGISTERS == 32)                                                  \
-                RF_UNROLL for (int g = 0; g < G; g++)                                         \
-                    RF_FETCH_NEAR(mp[v] + (8 * G + g) * wide);                                \
-            RF_UNROLL for (int r = 0; r < R; r++) {                                           \
-                const v_t from = v_set1(ap[r * (k)]);                                         \
-                RF_UNROLL for (int g = 0; g < G; g++) {                                       \
-                    const int to = g == 2 ? (last) : g;                                       \
-                    acc[to][r][v] = v_fma(from, m[g], acc[to][r][v]);                         \
-                }                                                                             \
+            RF_UNROLL for (int g = 0; g < Q; g++) {                                           \
+                m[g] = v_load(mp[v] + g * wide);                                              \
+                if (RF_REGISTERS == 16 && R <= 3)                                             \
+                    RF_UNROLL for (int r = 0; r < R; r++) RF_CHAIN_FMA(last);                 \
             }                                                                                 \
-            mp[v] += G * wide;                                                                \
+            if (fetch)                                                                        \
+                RF_UNROLL for (int g = 0; g < Q; g++)                                         \
+                    RF_FETCH_NEAR(mp[v] + (8 * G + g) * wide);                                \
+            if (RF_REGISTERS == 32 || R > 3)                                                  \
+                RF_UNROLL for (int r = 0; r < R; r++) {                                       \
+                    from[r] = v_set1(RF_ROW(r));                                              \
+                    RF_UNROLL for (int g = 0; g < Q; g++) RF_CHAIN_FMA(last);                 \
+                }                                                                             \
         }                                                                                     \
+        RF_UNROLL for (int v = 0; v < NV; v++) mp[v] += G * wide;                             \
     }
+#define RF_ROW(r) ((r) < 3 ? ap[(r) * K] : lower[((r) - 3) * K])
+#define RF_CHAIN_FMA(last)                                                                    \
+    do {                                                                                      \
+        const int to = first + g == 2 ? (last) : g;                                           \
+        acc[to][r][v] = v_fma(from[r], m[g], acc[to][r][v]);                                  \
+    } while (0)
 
-/* The pre-activations of R rows of NV vectors of units, of which the last has w; follow: the first
- * unit of the next tile. split: the x part of the third gate is kept apart, as the fourth (GRU with
- * the reset after the product). */
-RF_INLINE void FN(chains)(const int R, const int G, const int NV, const int split, ptrdiff_t w,
-                          const FN(chain) *s, ptrdiff_t follow, ptrdiff_t block, ptrdiff_t b,
-                          ptrdiff_t j, v_t acc[4][6][8]) {
+/* w elements from p on, zeros behind them; p NULL: zeros. */
+RF_INLINE v_t FN(beginning)(const REAL *p, ptrdiff_t w) {
+    return !p ? v_zero() : w == VL ? v_load(p) : v_loadn(p, w);
+}
+
+/* The pre-activations of Q of G gates from the first on, for R rows of NV vectors of units, of which
+ * the last has w; follow: the first unit of the next tile. split: the x part of the third gate is kept
+ * apart, behind the others (GRU with the reset after the product). */
+RF_INLINE void FN(chains)(const int R, const int G, const int first, const int Q, const int NV,
+                          const int split, ptrdiff_t w, const FN(chain) *s, ptrdiff_t follow,
+                          ptrdiff_t block, ptrdiff_t b, ptrdiff_t j, v_t acc[4][6][8]) {
+    const int n = 2 - first, apart = split && 0 <= n && n < Q; /* the third gate's place in acc */
 RF_UNROLL
-    for (int g = 0; g < G; g++)
+    for (int g = 0; g < Q + apart; g++)
 RF_UNROLL
         for (int r = 0; r < R; r++)
 RF_UNROLL
             for (int v = 0; v < NV; v++) {
-                const REAL *from = s->start + (b + r) * s->lds + g * s->H + j + v * VL;
-                acc[g == 2 && split ? 3 : g][r][v] = !s->start ? v_zero()
-                                                     : v < NV - 1 || w == VL ? v_load(from)
-                                                                             : v_loadn(from, w);
+                const REAL *from = s->start;
+                if (apart && g == n) from = s->bias_n ? s->bias_n + j + v * VL : NULL;
+                else if (from)
+                    from += (b + r) * s->lds + (g == Q ? 2 : first + g) * s->H + j + v * VL;
+                acc[g][r][v] = FN(beginning)(from, v < NV - 1 ? VL : w);
             }
-    if (split) {
-RF_UNROLL
-        for (int v = 0; v < NV; v++) {
-            const REAL *from = s->bias_n + j + v * VL;
-            const v_t first = !s->bias_n              ? v_zero()
-                              : v < NV - 1 || w == VL ? v_load(from)
-                                                      : v_loadn(from, w);
-RF_UNROLL
-            for (int r = 0; r < R; r++) acc[2][r][v] = first;
-        }
-    }
-    if (s->wx) RF_CHAIN(s->inputs, s->x, s->wx, split ? 3 : 2);
-    RF_CHAIN(s->P, s->h, s->wh, 2);
+    if (s->wx) RF_CHAIN(s->inputs, s->x, s->wx, apart ? Q : n);
+    RF_CHAIN(s->P, s->h, s->wh, n);
 }
 #undef RF_CHAIN
 #undef RF_CHAIN_LOOP
+#undef RF_CHAIN_FMA
+#undef RF_ROW
 
 /* z: R rows of G + split gates, rows ldz and gates ldg apart. Rows closer than a vector: each store
  * covers what the one before it put behind its row. */
-RF_INLINE void FN(chain_tile)(const int R, const int G, const int NV, const int split, ptrdiff_t w,
-                              const FN(chain) *s, ptrdiff_t follow, ptrdiff_t block, ptrdiff_t b,
-                              ptrdiff_t j, REAL *z, ptrdiff_t ldz, ptrdiff_t ldg) {
+RF_INLINE void FN(chain_pass)(const int R, const int G, const int first, const int Q, const int NV,
+                              const int split, ptrdiff_t w, const FN(chain) *s, ptrdiff_t follow,
+                              ptrdiff_t block, ptrdiff_t b, ptrdiff_t j, REAL *z, ptrdiff_t ldz,
+                              ptrdiff_t ldg) {
     v_t acc[4][6][8];
-    const int A = G + split;
-    FN(chains)(R, G, NV, split, w, s, follow, block, b, j, acc);
+    FN(chains)(R, G, first, Q, NV, split, w, s, follow, block, b, j, acc);
+    const int parts = Q + (split && first + Q == G);
 RF_UNROLL
     for (int r = 0; r < R; r++)
 RF_UNROLL
-        for (int g = 0; g < A; g++)
+        for (int g = 0; g < parts; g++)
 RF_UNROLL
-            for (int v = 0; v < NV; v++) v_store(z + r * ldz + g * ldg + v * VL, acc[g][r][v]);
+            for (int v = 0; v < NV; v++)
+                v_store(z + r * ldz + (first + g) * ldg + v * VL, acc[g][r][v]);
 }
+/* All gates at once, or as many as there are accumulators for. */
+RF_INLINE void FN(chain_tile)(const int R, const int G, const int NV, const int split, ptrdiff_t w,
+                              const FN(chain) *s, ptrdiff_t follow, ptrdiff_t block, ptrdiff_t b,
+                              ptrdiff_t j, REAL *z, ptrdiff_t ldz, ptrdiff_t ldg) {
+    const int most = RF_SHARED ? 12 / (R * NV) : G, passes = (G + most - 1) / most;
+    const int Q = (G + passes - 1) / passes;
+    FN(chain_pass)(R, G, 0, Q, NV, split, w, s, follow, block, b, j, z, ldz, ldg);
+    if (Q < G)
+        FN(chain_pass)(R, G, Q, G - Q, NV, split, w, s, follow, block, b, j, z, ldz, ldg);
+}
+
+#if RF_SHARED
+/* C += A B for a tile's n columns; a function of its own, as its loops need all integer registers. */
+static __attribute__((noinline)) void FN(tile_product)(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k,
+                                                       const REAL *a, ptrdiff_t lda, const REAL *b,
+                                                       ptrdiff_t ldb, REAL *c, ptrdiff_t ldc) {
+    switch (m) {
+    case 3: FN(gemm_rows)(3, FN(nv4), n, k, a, lda, 1, b, ldb, 0, 1, c, ldc); break;
+    case 4: FN(gemm_rows)(4, FN(nv4), n, k, a, lda, 1, b, ldb, 0, 1, c, ldc); break;
+    case 5: FN(gemm_rows)(5, FN(nv6), n, k, a, lda, 1, b, ldb, 0, 1, c, ldc); break;
+    case 6: FN(gemm_rows)(6, FN(nv6), n, k, a, lda, 1, b, ldb, 0, 1, c, ldc); break;
+    }
+}
+
+/* The same for a range of the K inputs and hidden units, into z, of which the gates lie `wide` apart. */
+static void FN(shared_tile)(const int G, const int split, const int wide, ptrdiff_t k0, ptrdiff_t k1,
+                            ptrdiff_t rows, const FN(chain) *s, ptrdiff_t b, ptrdiff_t j, REAL *z,
+                            ptrdiff_t ldz) {
+    const ptrdiff_t I = s->wx ? s->inputs : 0, panel = G == 1 ? RF_PANEL : RF_TILE;
+    const ptrdiff_t x0 = k0 < I ? k0 : I, x1 = k1 < I ? k1 : I, h0 = k0 - x0, h1 = k1 - x1;
+    const ptrdiff_t at = j / panel * panel * G, right = j % panel;
+    if (k0 == 0)
+        for (ptrdiff_t r = 0; r < rows; r++)
+            for (int g = 0; g < G + split; g++) {
+                const REAL *from = s->start;
+                if (split && g == 2) from = s->bias_n ? s->bias_n + j : NULL;
+                else if (from) from += (b + r) * s->lds + (g == 3 && split ? 2 : g) * s->H + j;
+                for (int v = 0; v < wide; v += VL)
+                    v_store(z + r * ldz + g * wide + v, from ? v_load(from + v) : v_zero());
+            }
+    if (x1 > x0) {
+        const REAL *x = s->x + b * I + x0, *w = s->wx + at * I + x0 * G * panel + right;
+        FN(tile_product)(rows, (split ? 2 : G) * wide, x1 - x0, x, I, w, G * panel, z, ldz);
+        if (split)
+            FN(tile_product)(rows, wide, x1 - x0, x, I, w + 2 * panel, G * panel, z + 3 * wide, ldz);
+    }
+    if (h1 > h0)
+        FN(tile_product)(rows, G * wide, h1 - h0, s->h + b * s->P + h0, s->P,
+                         s->wh + at * s->P + h0 * G * panel + right, G * panel, z, ldz);
+}
+#endif
 
 /* Register tiles: the vectors of units that fit beside 1, 2, 3 and more rows, for one gate, for
  * three and four, and for three of which one is split. */
-#if VL == 1 || RF_REGISTERS == 16
+#if VL == 1
 #define RF_NV1 8, 4, 4, 4
 #define RF_NV3 4, 2, 1, 1
 #define RF_NV4 2, 1, 1, 1
+#elif RF_REGISTERS == 16
+#define RF_NV1 8, 4, 4, 8
+#define RF_NV3 4, 2, 2, RF_TILE / VL
+#define RF_NV4 2, 2, 2, RF_TILE / VL
 #else
 #define RF_NV1 8, 8, 4, 4
 #define RF_NV3 4, 2, 2, 1
@@ -131,19 +212,19 @@ RF_UNROLL
             RF_MORE_ROWS(G, NV4, split)                                                        \
         }                                                                                      \
     }                                                                                          \
-    enum { FN(name##_gates) = G + split };                                                     \
+    enum { FN(name##_gates) = G + split, FN(name##_products) = G };                            \
     RF_INLINE int FN(name##_nv)(ptrdiff_t n) {                                                 \
         return n == 1 ? NV1 : n == 2 ? NV2 : n == 3 ? NV3 : NV4;                               \
     }
 #define RF_ROWS(R, G, NV, split)                                                               \
     case R:                                                                                    \
-        if (wide && NV > 1)                                                                    \
+        if (wide && NV > 1 && !(RF_SHARED && R > 3))                                           \
             FN(chain_tile)(R, G, NV, split, VL, s, follow, block, b, j, z, ldz, ldg);          \
         else if (w == VL)                                                                      \
             FN(chain_tile)(R, G, 1, split, VL, s, follow, block, b, j, z, ldz, ldg);           \
         else FN(chain_tile)(R, G, 1, split, w, s, follow, block, b, j, z, ldz, ldg);           \
         break;
-#if RF_REGISTERS == 32 && VL > 1
+#if VL > 1
 #define RF_MORE_ROWS(G, NV, split) \
     RF_ROWS(4, G, NV, split) RF_ROWS(5, G, NV, split) RF_ROWS(6, G, NV, split)
 #else
@@ -167,6 +248,25 @@ RF_CHAINS(chain4, 4, 0, RF_NV4)
  * gates of several blocks are applied together, which is for layers of few units: with 8 a step is
  * 1.14 times as fast, with many no different. `back`: from the last tile to the first, so that a step begins with the weights that
  * the step before it, which went forth, has left in the caches. */
+#undef RF_SHARED_TILE
+#if RF_SHARED
+#define RF_SHARED_TILE(name, s)                                                                \
+    const ptrdiff_t K = ((s)->wx ? (s)->inputs : 0) + (s)->P;                                  \
+    const ptrdiff_t cuts = (K + FN(chain_k) - 1) / FN(chain_k);                                \
+    for (ptrdiff_t cut = 0; cut < cuts; cut++) {                                               \
+        rows = 0;                                                                              \
+        for (ptrdiff_t block = done; block < end; block++) {                                   \
+            const ptrdiff_t more = FN(block_rows)(least, larger, block);                       \
+            FN(shared_tile)(FN(name##_products), FN(name##_gates) - FN(name##_products),       \
+                            (int)ldw, K * cut / cuts, K * (cut + 1) / cuts, more, (s),         \
+                            b + rows, j, z + rows * ldz, ldz);                                 \
+            rows += more;                                                                      \
+        }                                                                                      \
+    }
+#else
+#define RF_SHARED_TILE(name, s)
+#endif
+
 #ifndef RF_EACH_TILE
 #define RF_EACH_TILE(name, s, from, to, back, ...)                                             \
     do {                                                                                       \
@@ -187,13 +287,18 @@ RF_CHAINS(chain4, 4, 0, RF_NV4)
             const ptrdiff_t units = (to) - j < ldg ? (to) - j : ldg;                            \
             /* the tile after this one; none: itself, as a prefetch of an unmapped page is slow */ \
             const ptrdiff_t follow = i + 1 == tiles ? j : (back) ? j - VL : j + ldg;            \
-            for (ptrdiff_t block = 0, b = 0, rows; block < blocks; b += rows) {                \
+            for (ptrdiff_t done = 0, b = 0, rows; done < blocks; done += RF_TOGETHER, b += rows) { \
+                const ptrdiff_t end = done + RF_TOGETHER < blocks ? done + RF_TOGETHER : blocks; \
                 rows = 0;                                                                      \
-                for (int k = 0; k < RF_TOGETHER && block < blocks; k++, block++) {             \
-                    const ptrdiff_t more = FN(block_rows)(least, larger, block);               \
-                    FN(name)(more, wide, units < VL ? units : VL, (s), follow, block,          \
-                             b + rows, j, z + rows * ldz, ldz, ldg);                           \
-                    rows += more;                                                              \
+                if (RF_SHARED && wide && n > 3) {                                              \
+                    RF_SHARED_TILE(name, s)                                                    \
+                } else {                                                                       \
+                    for (ptrdiff_t block = done; block < end; block++) {                       \
+                        const ptrdiff_t more = FN(block_rows)(least, larger, block);           \
+                        FN(name)(more, wide, units < VL ? units : VL, (s), follow, block,      \
+                                 b + rows, j, z + rows * ldz, ldz, ldg);                       \
+                        rows += more;                                                          \
+                    }                                                                          \
                 }                                                                              \
                 __VA_ARGS__                                                                    \
             }                                                                                  \
@@ -338,7 +443,7 @@ static void KN(rnn_steps)(ptrdiff_t T, ptrdiff_t H, rf_act act, ptrdiff_t inputs
 #define RF_STEPS(f)                                                                            \
     RF_EACH_STEP(T, H, s, ldx, y, ldy, {                                                       \
         v_t z[4][6][8];                                                                        \
-        FN(chains)(1, 1, NV, 0, w, &s, 0, 0, 0, j, z);                                         \
+        FN(chains)(1, 1, 0, 1, NV, 0, w, &s, 0, 0, 0, j, z);                                         \
         RF_UNROLL for (int v = 0; v < NV; v++) RF_PUT_UNITS(v, FN(act)(f, z[0][0][v]));        \
     })
     const rf_act tanh = {RF_TANH, 0, 0};
@@ -357,7 +462,7 @@ RF_INLINE void FN(lstm_steps)(const rf_lstm opt, const REAL *peephole, ptrdiff_t
         memcpy(peep[g], peephole + g * H, (size_t)H * sizeof *c);
     RF_EACH_STEP(T, H, s, ldx, y, ldy, {
         v_t acc[4][6][8];
-        FN(chains)(1, G, NV, 0, w, &s, 0, 0, 0, j, acc);
+        FN(chains)(1, G, 0, G, NV, 0, w, &s, 0, 0, 0, j, acc);
 RF_UNROLL
         for (int v = 0; v < NV; v++) {
             v_t z[4];
@@ -400,7 +505,7 @@ static void KN(gru_steps)(ptrdiff_t T, ptrdiff_t H, rf_act gate, ptrdiff_t input
 #define RF_STEPS(gate)                                                                         \
     RF_EACH_STEP(T, H, s, ldx, y, ldy, {                                                       \
         v_t a[4][6][8];                                                                        \
-        FN(chains)(1, 3, NV, 1, w, &s, 0, 0, 0, j, a);                                         \
+        FN(chains)(1, 3, 0, 3, NV, 1, w, &s, 0, 0, 0, j, a);                                         \
         RF_UNROLL for (int v = 0; v < NV; v++) {                                               \
             const v_t r = FN(act)(gate, a[0][0][v]); /* F3 */                                  \
             const v_t z = FN(act)(gate, a[1][0][v]);                                           \
