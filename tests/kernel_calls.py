@@ -768,7 +768,7 @@ def _(source):
     """Row-major and transposed A; B row-major with a row stride, and packed."""
     shapes = [(0, 3, 2), (1, 0, 2), (2, 3, 0), (1, 1, 1), (1, 17, 5), (3, 33, 4), (7, 16, 9),
               (13, 7, 3), (2, 65, 6), (5, 40, 2), (0, 3, 130), (14, 9, 140),
-              (2, 3, 300)]  # fmt: skip
+              (2, 3, 300), (15, 130, 5), (17, 129, 270)]  # fmt: skip
     for m, n, k in shapes:
         add, transposed, packed = (int(source.rng.integers(2)) for _ in range(3))
         a, b, c = source(m, k), source(k, n), source(m, n)
@@ -828,10 +828,12 @@ def _(source):
 
 
 # n, H and inputs of the kernels of whole steps: every number of rows of a tile, alone and among
-# others; parts of vectors, several vectors and tiles; rows with fewer units than any vector
+# others; parts of vectors, several vectors and tiles; rows with fewer units than any vector; more k and
+# more rows than one pass over a tile covers
 STEPS = [(0, 3, 2), (1, 1, 1), (1, 35, 2), (1, 64, 1), (2, 33, 0), (2, 16, 3), (3, 40, 1),
          (4, 17, 2), (5, 16, 1), (6, 9, 2), (7, 20, 1), (8, 16, 1), (13, 5, 3), (2, 8, 1),
-         (3, 3, 0), (4, 15, 1), (5, 7, 2), (6, 1, 1), (7, 2, 1), (17, 8, 1)]  # fmt: skip
+         (3, 3, 0), (4, 15, 1), (5, 7, 2), (6, 1, 1), (7, 2, 1), (17, 8, 1),
+         (7, 64, 2), (8, 16, 530), (75, 16, 1)]  # fmt: skip
 
 
 def step_inputs(source, shape, gates, P):
