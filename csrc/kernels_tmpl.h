@@ -778,10 +778,12 @@ static double KN(quadratic_error)(ptrdiff_t N, ptrdiff_t V, const REAL *y, const
 /* C[m,n] = A B, or C + A B: every element is ONE chain of fma over k ascending, from 0 or from C.
  * Rows, columns and k are divided freely: no division changes a chain. A tile of MR rows by NV
  * vectors, of which the last holds w elements, stays in registers; MR and NV are constants after
- * inlining. Its columns lie in one panel of B or fill two. */
+ * inlining. Its columns lie in one panel of B or fill two. ahead: k lines to fetch into the second cache
+ * meanwhile, or NULL. */
 RF_INLINE void FN(gemm_tile)(const int MR, const int NV, ptrdiff_t w, ptrdiff_t k, const REAL *a,
                              ptrdiff_t ars, ptrdiff_t acs, const REAL *b, ptrdiff_t ldb,
-                             ptrdiff_t panel, int add, REAL *c, ptrdiff_t ldc) {
+                             ptrdiff_t panel, int add, const REAL *ahead, REAL *c,
+                             ptrdiff_t ldc) {
     v_t acc[6][8];
     /* As few pointers as will do, so that the loop reads none from the stack: 4 to 8 % faster. */
     const REAL *lower = a + 3 * ars, *other = NV * VL > RF_PANEL ? b + panel : b;
@@ -796,6 +798,7 @@ RF_UNROLL
 RF_TWICE
     for (ptrdiff_t p = 0; p < k; p++, a += acs, lower += acs, b += ldb, other += ldb) {
         v_t x[8];
+        if (ahead) RF_FETCH_FAR(ahead + p * RF_LINE);
 RF_UNROLL
         for (int v = 0; v < NV; v++) {
             const REAL *at = (v * VL < RF_PANEL ? b : other) + v * VL % RF_PANEL;
@@ -823,7 +826,7 @@ RF_INLINE void FN(gemm_rows)(const int MR, const int NV, ptrdiff_t n, ptrdiff_t 
                              ptrdiff_t panel, int add, REAL *c, ptrdiff_t ldc) {
 #define RF_COLUMNS(count, w)                                                                   \
     FN(gemm_tile)(MR, count, w, k, a, ars, acs, b + j / RF_PANEL * panel + j % RF_PANEL, ldb, panel, \
-                  add, c + j, ldc)
+                  add, NULL, c + j, ldc)
     ptrdiff_t j = 0;
     for (; j + NV * VL <= n; j += NV * VL) RF_COLUMNS(NV, VL);
     while (j < n) {

@@ -148,40 +148,75 @@ RF_INLINE void FN(chain_tile)(const int R, const int G, const int NV, const int 
 /* C += A B for a tile's n columns; a function of its own, as its loops need all integer registers. */
 static __attribute__((noinline)) void FN(tile_product)(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k,
                                                        const REAL *a, ptrdiff_t lda, const REAL *b,
-                                                       ptrdiff_t ldb, REAL *c, ptrdiff_t ldc) {
+                                                       ptrdiff_t ldb, const REAL *ahead, REAL *c,
+                                                       ptrdiff_t ldc) {
+#define RF_PRODUCT(R, NV)                                                                       \
+    case R:                                                                                     \
+        if (ahead) {                                                                            \
+            FN(gemm_tile)(R, NV, VL, k, a, lda, 1, b, ldb, 0, 1, ahead, c, ldc);                \
+            b += NV * VL, c += NV * VL, n -= NV * VL;                                           \
+        }                                                                                       \
+        FN(gemm_rows)(R, NV, n, k, a, lda, 1, b, ldb, 0, 1, c, ldc);                            \
+        break;
     switch (m) {
-    case 3: FN(gemm_rows)(3, FN(nv4), n, k, a, lda, 1, b, ldb, 0, 1, c, ldc); break;
-    case 4: FN(gemm_rows)(4, FN(nv4), n, k, a, lda, 1, b, ldb, 0, 1, c, ldc); break;
-    case 5: FN(gemm_rows)(5, FN(nv6), n, k, a, lda, 1, b, ldb, 0, 1, c, ldc); break;
-    case 6: FN(gemm_rows)(6, FN(nv6), n, k, a, lda, 1, b, ldb, 0, 1, c, ldc); break;
+        RF_PRODUCT(3, FN(nv4))
+        RF_PRODUCT(4, FN(nv4))
+        RF_PRODUCT(5, FN(nv6))
+        RF_PRODUCT(6, FN(nv6))
     }
+#undef RF_PRODUCT
 }
 
-/* The same for a range of the K inputs and hidden units, into z, of which the gates lie `wide` apart. */
-static void FN(shared_tile)(const int G, const int split, const int wide, ptrdiff_t k0, ptrdiff_t k1,
-                            ptrdiff_t rows, const FN(chain) *s, ptrdiff_t b, ptrdiff_t j, REAL *z,
+/* A tile of hidden units that begins at j, and a range of the K inputs and hidden units. */
+typedef struct {
+    ptrdiff_t j, x0, x1, h0, h1;
+} FN(part);
+
+RF_INLINE FN(part) FN(part_of)(const FN(chain) *s, ptrdiff_t j, ptrdiff_t cut, ptrdiff_t cuts) {
+    const ptrdiff_t I = s->wx ? s->inputs : 0, K = I + s->P;
+    const ptrdiff_t k0 = K * cut / cuts, k1 = K * (cut + 1) / cuts;
+    const ptrdiff_t x0 = k0 < I ? k0 : I, x1 = k1 < I ? k1 : I;
+    return (FN(part)){j, x0, x1, k0 - x0, k1 - x1};
+}
+
+/* Line number `line` of a part's weights, which lie at two places; NULL past them. */
+RF_INLINE const REAL *FN(line_of)(const int G, const FN(chain) *s, FN(part) q, ptrdiff_t line) {
+    const ptrdiff_t panel = G == 1 ? RF_PANEL : RF_TILE, at = q.j / panel * panel * G;
+    const ptrdiff_t first = line * RF_LINE, x = (q.x1 - q.x0) * G * panel;
+    if (first < x) return s->wx + at * s->inputs + q.x0 * G * panel + first;
+    if (first - x >= (q.h1 - q.h0) * G * panel) return NULL;
+    return s->wh + at * s->P + q.h0 * G * panel + first - x;
+}
+
+/* The same of a part, for `rows` rows from b on, into z, whose gates lie `wide` apart. Where weights
+ * are far, each block of rows fetches so many lines of the next part as there are k in this. */
+static void FN(shared_tile)(const int G, const int split, const int wide, FN(part) q, FN(part) next,
+                            ptrdiff_t block, ptrdiff_t rows, const FN(chain) *s, ptrdiff_t b, REAL *z,
                             ptrdiff_t ldz) {
-    const ptrdiff_t I = s->wx ? s->inputs : 0, panel = G == 1 ? RF_PANEL : RF_TILE;
-    const ptrdiff_t x0 = k0 < I ? k0 : I, x1 = k1 < I ? k1 : I, h0 = k0 - x0, h1 = k1 - x1;
-    const ptrdiff_t at = j / panel * panel * G, right = j % panel;
-    if (k0 == 0)
+    const ptrdiff_t panel = G == 1 ? RF_PANEL : RF_TILE, x_k = q.x1 - q.x0, h_k = q.h1 - q.h0;
+    const ptrdiff_t at = q.j / panel * panel * G, right = q.j % panel, lines = block * (x_k + h_k);
+    if (q.x0 + q.h0 == 0)
         for (ptrdiff_t r = 0; r < rows; r++)
             for (int g = 0; g < G + split; g++) {
                 const REAL *from = s->start;
-                if (split && g == 2) from = s->bias_n ? s->bias_n + j : NULL;
-                else if (from) from += (b + r) * s->lds + (g == 3 && split ? 2 : g) * s->H + j;
+                if (split && g == 2) from = s->bias_n ? s->bias_n + q.j : NULL;
+                else if (from) from += (b + r) * s->lds + (g == 3 && split ? 2 : g) * s->H + q.j;
                 for (int v = 0; v < wide; v += VL)
                     v_store(z + r * ldz + g * wide + v, from ? v_load(from + v) : v_zero());
             }
-    if (x1 > x0) {
-        const REAL *x = s->x + b * I + x0, *w = s->wx + at * I + x0 * G * panel + right;
-        FN(tile_product)(rows, (split ? 2 : G) * wide, x1 - x0, x, I, w, G * panel, z, ldz);
+    if (x_k) {
+        const REAL *x = s->x + b * s->inputs + q.x0;
+        const REAL *w = s->wx + at * s->inputs + q.x0 * G * panel + right;
+        FN(tile_product)(rows, (split ? 2 : G) * wide, x_k, x, s->inputs, w, G * panel,
+                         s->fetch ? FN(line_of)(G, s, next, lines) : NULL, z, ldz);
         if (split)
-            FN(tile_product)(rows, wide, x1 - x0, x, I, w + 2 * panel, G * panel, z + 3 * wide, ldz);
+            FN(tile_product)(rows, wide, x_k, x, s->inputs, w + 2 * panel, G * panel, NULL,
+                             z + 3 * wide, ldz);
     }
-    if (h1 > h0)
-        FN(tile_product)(rows, G * wide, h1 - h0, s->h + b * s->P + h0, s->P,
-                         s->wh + at * s->P + h0 * G * panel + right, G * panel, z, ldz);
+    if (h_k)
+        FN(tile_product)(rows, G * wide, h_k, s->h + b * s->P + q.h0, s->P,
+                         s->wh + at * s->P + q.h0 * G * panel + right, G * panel,
+                         s->fetch ? FN(line_of)(G, s, next, lines + x_k) : NULL, z, ldz);
 }
 #endif
 
@@ -254,12 +289,15 @@ RF_CHAINS(chain4, 4, 0, RF_NV4)
     const ptrdiff_t K = ((s)->wx ? (s)->inputs : 0) + (s)->P;                                  \
     const ptrdiff_t cuts = (K + FN(chain_k) - 1) / FN(chain_k);                                \
     for (ptrdiff_t cut = 0; cut < cuts; cut++) {                                               \
+        const int end_of_tile = cut + 1 == cuts;                                               \
+        const FN(part) q = FN(part_of)(s, j, cut, cuts);                                       \
+        const FN(part) next = FN(part_of)(s, end_of_tile ? follow : j, end_of_tile ? 0 : cut + 1, \
+                                          cuts);                                               \
         rows = 0;                                                                              \
         for (ptrdiff_t block = done; block < end; block++) {                                   \
             const ptrdiff_t more = FN(block_rows)(least, larger, block);                       \
             FN(shared_tile)(FN(name##_products), FN(name##_gates) - FN(name##_products),       \
-                            (int)ldw, K * cut / cuts, K * (cut + 1) / cuts, more, (s),         \
-                            b + rows, j, z + rows * ldz, ldz);                                 \
+                            (int)ldw, q, next, block, more, (s), b + rows, z + rows * ldz, ldz); \
             rows += more;                                                                      \
         }                                                                                      \
     }
@@ -311,9 +349,9 @@ RF_INLINE int FN(is_dense)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first, ptrdiff_t 
     return H < VL && n > 1 && !first && last == H;
 }
 
-/* Whether weights of G gates are more than a second cache holds. */
+/* Whether weights of G gates are more than a second cache holds, of CPUs with AVX-512 and of others. */
 RF_INLINE int FN(is_far)(int G, ptrdiff_t H, ptrdiff_t inside, ptrdiff_t P) {
-    return (size_t)(G * H * (inside + P)) * sizeof(REAL) > 1 << 20;
+    return (size_t)(G * H * (inside + P)) * sizeof(REAL) > (RF_SHARED ? 1 << 21 : 1 << 20);
 }
 
 /* Rows of G gates of H units from gates that each have their rows side by side, ldg apart. */
