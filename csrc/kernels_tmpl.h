@@ -226,10 +226,12 @@ static void KN(rnn_forward)(ptrdiff_t B, ptrdiff_t H, rf_act act, const REAL *a,
                             ptrdiff_t ldy) {
     FN(rnn_units)(B, H, act, a, H, h, H, y, ldy);
 }
-static void KN(rnn_backward)(ptrdiff_t B, ptrdiff_t H, rf_act act, const REAL *h, const REAL *dh,
-                             const REAL *dy, ptrdiff_t ldy, REAL *da) {
+static void KN(rnn_backward)(ptrdiff_t B, ptrdiff_t H, ptrdiff_t first, ptrdiff_t last, rf_act act,
+                             const REAL *h, const REAL *dh, const REAL *dy, ptrdiff_t ldy,
+                             REAL *da) {
+    h += first, dh += first, da += first, dy += dy ? first : 0;
     for (ptrdiff_t b = 0; b < B; b++, h += H, dh += H, da += H, dy += dy ? ldy : 0)
-        EACH(H, {
+        EACH(last - first, {
             v_t d = LD(dh); /* B1 */
             if (dy) d = v_add(d, LD(dy));
             ST(da, v_mul(d, FN(d_act)(act, LD(h)))); /* B2 */
@@ -337,18 +339,18 @@ static void KN(lstm_output)(ptrdiff_t B, ptrdiff_t H, const rf_lstm *opt, const 
     FN(lstm_output_rows)(B, H, gates + (G - 1) * H, G * H, c, tanh_c, h, H, y, ldy);
 }
 
-RF_INLINE void FN(lstm_backward_rows)(ptrdiff_t B, ptrdiff_t H, const rf_lstm opt,
-                                             const REAL *gates, const REAL *peep,
-                                             const REAL *c_prev, const REAL *tanh_c,
-                                             const REAL *c, const REAL *dh, const REAL *dy,
-                                             ptrdiff_t ldy, const REAL *dcn, REAL *dc, REAL *da) {
+RF_INLINE void FN(lstm_backward_rows)(ptrdiff_t B, ptrdiff_t H, ptrdiff_t units, const rf_lstm opt,
+                                      const REAL *gates, const REAL *peep, const REAL *c_prev,
+                                      const REAL *tanh_c, const REAL *c, const REAL *dh,
+                                      const REAL *dy, ptrdiff_t ldy, const REAL *dcn, REAL *dc,
+                                      REAL *da) {
     const ptrdiff_t G = opt.coupled ? 3 : 4;
     const v_t limit = v_set1((REAL)opt.clip), zero = v_zero();
     for (ptrdiff_t b = 0; b < B; b++) {
         const REAL *gi = gates, *gf = gates + H, *gg = gates + (G - 2) * H,
                    *go = gates + (G - 1) * H;
         REAL *dai = da, *daf = da + H, *dag = da + (G - 2) * H, *dao = da + (G - 1) * H;
-        EACH(H, {
+        EACH(units, {
             v_t d = LD(dh); /* B1 */
             if (dy) d = v_add(d, LD(dy));
             const v_t i = LD(gi);
@@ -391,17 +393,20 @@ RF_INLINE void FN(lstm_backward_rows)(ptrdiff_t B, ptrdiff_t H, const rf_lstm op
     }
 }
 
-static void KN(lstm_backward)(ptrdiff_t B, ptrdiff_t H, const rf_lstm *opt, const REAL *gates,
-                              const REAL *peephole, const REAL *c_prev, const REAL *tanh_c,
-                              const REAL *c, const REAL *dh, const REAL *dy, ptrdiff_t ldy,
-                              const REAL *dcn, REAL *dc, REAL *da) {
+static void KN(lstm_backward)(ptrdiff_t B, ptrdiff_t H, ptrdiff_t first, ptrdiff_t last,
+                              const rf_lstm *opt, const REAL *gates, const REAL *peephole,
+                              const REAL *c_prev, const REAL *tanh_c, const REAL *c, const REAL *dh,
+                              const REAL *dy, ptrdiff_t ldy, const REAL *dcn, REAL *dc, REAL *da) {
     const rf_lstm plain = {{RF_SIGMOID, 0, 0}, 0, 0};
+    const ptrdiff_t j = first, n = last - first;
+    gates += j, c_prev += j, tanh_c += j, dh += j, dc += j, da += j;
+    dy += dy ? j : 0;
     if (FN(lstm_is_plain)(opt, peephole) && !dcn)
-        FN(lstm_backward_rows)(B, H, plain, gates, NULL, c_prev, tanh_c, NULL, dh, dy, ldy, NULL,
+        FN(lstm_backward_rows)(B, H, n, plain, gates, NULL, c_prev, tanh_c, NULL, dh, dy, ldy, NULL,
                                dc, da);
     else
-        FN(lstm_backward_rows)(B, H, *opt, gates, peephole, c_prev, tanh_c, c, dh, dy, ldy, dcn,
-                               dc, da);
+        FN(lstm_backward_rows)(B, H, n, *opt, gates, peephole ? peephole + j : NULL, c_prev, tanh_c,
+                               c ? c + j : NULL, dh, dy, ldy, dcn ? dcn + j : NULL, dc, da);
 }
 
 static void KN(lstm_output_backward)(ptrdiff_t B, ptrdiff_t H, const rf_lstm *opt,
@@ -477,15 +482,17 @@ static void KN(gru_forward)(ptrdiff_t B, ptrdiff_t H, rf_act gate, REAL *a, cons
     }
 }
 
-static void KN(gru_backward)(ptrdiff_t B, ptrdiff_t H, rf_act gate, const REAL *gates, const REAL *u,
-                             const REAL *h_prev, REAL *dh, const REAL *dy, ptrdiff_t ldy, REAL *dax,
-                             REAL *dah) {
+static void KN(gru_backward)(ptrdiff_t B, ptrdiff_t H, ptrdiff_t first, ptrdiff_t last, rf_act gate,
+                             const REAL *gates, const REAL *u, const REAL *h_prev, REAL *dh,
+                             const REAL *dy, ptrdiff_t ldy, REAL *dax, REAL *dah) {
     const v_t one = v_set1(1);
+    gates += first, u += first, h_prev += first, dh += first, dax += first, dah += first;
+    dy += dy ? first : 0;
     for (ptrdiff_t b = 0; b < B; b++) {
         const REAL *gr = gates, *gz = gates + H, *gn = gates + 2 * H;
         REAL *xr = dax, *xz = dax + H, *xn = dax + 2 * H;
         REAL *hr = dah, *hz = dah + H, *hn = dah + 2 * H;
-        EACH(H, {
+        EACH(last - first, {
             v_t d = LD(dh); /* B1 */
             if (dy) d = v_add(d, LD(dy));
             const v_t r = LD(gr);

@@ -443,8 +443,8 @@ def activation_backward(name, y, dy):
     with nogil:
         mode = K.enter()
         if num == cnp.NPY_FLOAT:
-            K.rnn_backward(1, n, f, <float *>py, <float *>pd, <float *>NULL, n, <float *>px)
+            K.rnn_backward(1, n, 0, n, f, <float *>py, <float *>pd, <float *>NULL, n, <float *>px)
         else:
-            K.rnn_backward(1, n, f, <double *>py, <double *>pd, <double *>NULL, n, <double *>px)
+            K.rnn_backward(1, n, 0, n, f, <double *>py, <double *>pd, <double *>NULL, n, <double *>px)
         K.leave(mode)
     return dx

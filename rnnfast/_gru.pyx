@@ -10,6 +10,8 @@ from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
 from rnnfast._memory cimport empty
 from rnnfast._product cimport (
+    PANEL,
+    TILE,
     gemm,
     gemm_panels,
     gemm_weights,
@@ -88,22 +90,24 @@ cdef struct Gru:
     bint keep
 
 
-cdef const real_t *masked(const Gru *s, Py_ssize_t n, Py_ssize_t row,
-                          const real_t *h) noexcept nogil:
-    """Keep h_{t-1} of a step; return what W_hh reads: h, or h times the mask."""
+cdef const real_t *masked(const Gru *s, Py_ssize_t n, Py_ssize_t row, Py_ssize_t first,
+                          Py_ssize_t last, const real_t *h) noexcept nogil:
+    """Keep some units of h_{t-1} of a step; return what W_hh reads: h, or h times the mask."""
     cdef Py_ssize_t H = s.H
     cdef real_t *hm = <real_t *>s.hm + (row * H if s.keep else 0)
     if s.keep:
-        memcpy(<real_t *>s.h_prev + row * H, h, n * H * sizeof(real_t))
+        _seq.copy_units(n, H, first, last, h, <real_t *>s.h_prev + row * H)
     if s.mask == NULL:
         return h
     K.multiply(n * H, h, <real_t *>s.mask, hm)
     return hm
 
 
-cdef void forward_after(const Gru *s, const real_t *w_hh) noexcept nogil:
-    cdef Py_ssize_t H = s.H, i, t, n, row, kept, b
+cdef void forward_after(const Gru *s, _seq.Share *share, const real_t *w_hh) noexcept nogil:
+    """All steps; the hidden units of a share where `division` allows it."""
+    cdef Py_ssize_t H = s.H, i, t, n, row, kept, b, j0, j1
     cdef real_t *h = <real_t *>s.h
+    cdef real_t *new = <real_t *>s.next
     cdef const real_t *hm
     cdef real_t *ax
     cdef real_t *a
@@ -119,16 +123,21 @@ cdef void forward_after(const Gru *s, const real_t *w_hh) noexcept nogil:
         a = <real_t *>s.gates + kept * 3 * H if s.gates != NULL else NULL
         y = <real_t *>s.y + row * s.ldy
         _seq.zero_reset_rows(&s.q, t, H, h)
-        hm = masked(s, n, row, h)
         if whole:
-            K.gru_step(n, H, 0, H, i & 1, s.gate, s.inputs,
-                       <real_t *>s.x + row * s.inputs if s.x != NULL else NULL,
-                       <real_t *>s.packed_ih, ax if s.lds else <real_t *>s.start, s.lds, bias_n, hm,
-                       <real_t *>s.packed_hh, h, a if s.keep else NULL,
-                       <real_t *>s.u + row * H if s.keep else NULL, <real_t *>s.next, y,
-                       s.ldy)  # F1 .. F5
-            memcpy(h, s.next, n * H * sizeof(real_t))
+            if _seq.range_of(share, H, TILE, &j0, &j1):
+                hm = masked(s, n, row, j0, j1, h)
+                K.gru_step(n, H, j0, j1, i & 1, s.gate, s.inputs,
+                           <real_t *>s.x + row * s.inputs if s.x != NULL else NULL,
+                           <real_t *>s.packed_ih, ax if s.lds else <real_t *>s.start, s.lds, bias_n,
+                           hm, <real_t *>s.packed_hh, h, a if s.keep else NULL,
+                           <real_t *>s.u + row * H if s.keep else NULL, new, y, s.ldy)  # F1 .. F5
+            if share.workers > 1:
+                h, new = new, h  # what a step wrote is what the next one reads
+            else:
+                memcpy(h, new, n * H * sizeof(real_t))
+            _seq.meet(share)
             continue
+        hm = masked(s, n, row, 0, H, h)
         for b in range(n):
             memcpy(a + b * 3 * H, ax + b * 3 * H, 2 * H * sizeof(real_t))
             _seq.fill_rows(1, H, bias_n, a + b * 3 * H + 2 * H)
@@ -142,6 +151,8 @@ cdef void forward_after(const Gru *s, const real_t *w_hh) noexcept nogil:
             gemm_weights(n, 3 * H, H, hm, H, w_hh, NULL, <real_t>1, a, 3 * H)  # F2
         K.gru_forward(n, H, s.gate, a, ax, <real_t *>s.u + row * H if s.keep else NULL, h,
                       y, s.ldy)  # F3, F4, F5
+    if h != <real_t *>s.h and not share.worker:
+        memcpy(<real_t *>s.h, h, s.q.B * H * sizeof(real_t))
 
 
 cdef void forward_before(const Gru *s, const real_t *w_hh) noexcept nogil:
@@ -157,7 +168,7 @@ cdef void forward_before(const Gru *s, const real_t *w_hh) noexcept nogil:
         a = <real_t *>s.ax + row * 3 * H
         rh = <real_t *>s.rh + (row * H if s.keep else 0)
         _seq.zero_reset_rows(&s.q, t, H, h)
-        hm = masked(s, n, row, h)
+        hm = masked(s, n, row, 0, H, h)
         gemm_weights(n, 2 * H, H, hm, H, w_hh, <real_t *>s.packed_hh, <real_t>1, a, 3 * H)  # F2
         K.gru_before_gates(n, H, s.gate, a, hm, rh)  # F3
         gemm_weights(n, H, H, rh, H, w_hh + 2 * H * H, <real_t *>s.packed_n, <real_t>1, a + 2 * H,
@@ -165,8 +176,9 @@ cdef void forward_before(const Gru *s, const real_t *w_hh) noexcept nogil:
         K.gru_before_output(n, H, a, h, <real_t *>s.y + row * s.ldy, s.ldy)  # F4, F5
 
 
-cdef void backward_after(const Gru *s, const real_t *w_hh) noexcept nogil:
-    cdef Py_ssize_t H = s.H, i, t, n, row
+cdef void backward_after(const Gru *s, _seq.Share *share, const real_t *w_hh) noexcept nogil:
+    """All steps, last to first; the hidden units of a share where `division` allows it."""
+    cdef Py_ssize_t H = s.H, i, t, n, row, j0, j1
     cdef real_t *dh = <real_t *>s.h
     cdef real_t *dy
     cdef real_t *into
@@ -175,18 +187,21 @@ cdef void backward_after(const Gru *s, const real_t *w_hh) noexcept nogil:
         n = s.q.sizes[t]
         row = s.q.offsets[t]
         dy = <real_t *>s.dy + row * H if s.dy != NULL else NULL
-        K.gru_backward(n, H, s.gate, <real_t *>s.gates + row * 3 * H, <real_t *>s.u + row * H,
-                       <real_t *>s.h_prev + row * H, dh, dy, H, <real_t *>s.dax + row * 3 * H,
-                       <real_t *>s.dah + row * 3 * H)  # B1 .. B4
+        if _seq.range_of(share, H, PANEL, &j0, &j1):
+            K.gru_backward(n, H, j0, j1, s.gate, <real_t *>s.gates + row * 3 * H,
+                           <real_t *>s.u + row * H, <real_t *>s.h_prev + row * H, dh, dy, H,
+                           <real_t *>s.dax + row * 3 * H, <real_t *>s.dah + row * 3 * H)  # B1 .. B4
+        _seq.meet(share)
         if s.gain_hh != NULL:
             K.layer_norm_backward(n, 3 * H, <real_t *>s.dah + row * 3 * H, <real_t *>s.gain_hh,
                                   <real_t *>s.hhat + row * 3 * H, <real_t *>s.h_rstd + row,
                                   <real_t *>s.dm + row * 3 * H)
         into = dh if s.mask == NULL else <real_t *>s.drh
         if s.panels_hh != NULL:
-            gemm_panels(i & 1, n, H, 3 * H, <real_t *>s.dm + row * 3 * H, 3 * H,
-                        <real_t *>s.panels_hh, <real_t>1 if s.mask == NULL else <real_t>0, into,
-                        H)  # B5
+            if _seq.range_of(share, H, PANEL, &j0, &j1):
+                gemm_panels(i & 1, n, j0, j1, 3 * H, <real_t *>s.dm + row * 3 * H, 3 * H,
+                            <real_t *>s.panels_hh, <real_t>1 if s.mask == NULL else <real_t>0, into,
+                            H)  # B5
         else:
             gemm(False, n, H, 3 * H, <real_t *>s.dm + row * 3 * H, 3 * H, w_hh, H,
                  <real_t>1 if s.mask == NULL else <real_t>0, into, H)
@@ -224,32 +239,41 @@ cdef void backward_before(const Gru *s, const real_t *w_hh) noexcept nogil:
         _seq.zero_reset_rows(&s.q, t, H, dh)
 
 
-cdef void forward_task(void *arg, int task, int worker) noexcept nogil:
-    cdef Gru *s = <Gru *>arg + task
+cdef void forward_task(void *arg, _seq.Share *share) noexcept nogil:
+    cdef Gru *s = <Gru *>arg
     if s.size == sizeof(float):
         if s.after:
-            forward_after[float](s, <float *>s.w_hh)
+            forward_after[float](s, share, <float *>s.w_hh)
         else:
             forward_before[float](s, <float *>s.w_hh)
     else:
         if s.after:
-            forward_after[double](s, <double *>s.w_hh)
+            forward_after[double](s, share, <double *>s.w_hh)
         else:
             forward_before[double](s, <double *>s.w_hh)
 
 
-cdef void backward_task(void *arg, int task, int worker) noexcept nogil:
-    cdef Gru *s = <Gru *>arg + task
+cdef void backward_task(void *arg, _seq.Share *share) noexcept nogil:
+    cdef Gru *s = <Gru *>arg
     if s.size == sizeof(float):
         if s.after:
-            backward_after[float](s, <float *>s.w_hh)
+            backward_after[float](s, share, <float *>s.w_hh)
         else:
             backward_before[float](s, <float *>s.w_hh)
     else:
         if s.after:
-            backward_after[double](s, <double *>s.w_hh)
+            backward_after[double](s, share, <double *>s.w_hh)
         else:
             backward_before[double](s, <double *>s.w_hh)
+
+
+cdef _seq.Division division(Gru *s, _seq.share_task *task):
+    """Hidden units are divided where a step needs nothing else of the whole layer than h_{t-1}."""
+    cdef _seq.Division d
+    d.s, d.size, d.q, d.task, d.shift = s, sizeof(Gru), &s.q, task, shift
+    d.H = s.H if s.after and s.gain_hh == NULL and s.mask == NULL else 0
+    d.weights = 3 * s.H * (s.H + s.inputs)
+    return d
 
 
 cdef void shift(void *part, const Packed *q) noexcept:
@@ -321,6 +345,7 @@ def gru_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, reset_a
     cdef Py_ssize_t N = len(x), B = len(h0), H = w_hh.shape[1], R = N if keep else B, ldy
     cdef bint after = reset_after
     cdef Gru s
+    cdef _seq.Division d
     offsets = _seq.offsets_of(batch_sizes, B, N)
     setup(&s, batch_sizes, offsets, resets, w_hh, norm, h_mask, gate, after, reverse, N, B)
     matrix(h0, "h0", num, B, H)
@@ -375,8 +400,8 @@ def gru_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, reset_a
     s.ah = optional_matrix(ah, "ah", num, B, 3 * H)
     s.hhat = optional_matrix(kept.get("hhat"), "hhat", num, R, 3 * H)
     s.h_rstd = optional_matrix(kept.get("h_rstd"), "h_rstd", num, R, 1)
-    _seq.run_rows(&s, sizeof(Gru), &s.q, shift, forward_task, s.fixed, N * 3 * H * (H + s.inputs),
-                  batch_sizes, offsets)
+    d = division(&s, forward_task)
+    _seq.divide(&d, s.fixed, batch_sizes, offsets)
     if not keep:
         return y, h, None
     tape = {"x": x, "batch_sizes": batch_sizes, "resets": resets, "w_ih": w_ih, "w_hh": w_hh,
@@ -392,6 +417,7 @@ def gru_backward(tape, dy, dh_n, grads, need_dx=True, *, out=None):
     cdef Py_ssize_t N = len(tape["x"]), B = len(dh_n), H = w_hh.shape[1]
     cdef bint after = reset_after
     cdef Gru s
+    cdef _seq.Division d
     offsets = _seq.offsets_of(tape["batch_sizes"], B, N)
     setup(&s, tape["batch_sizes"], offsets, tape["resets"], w_hh, norm, tape["h_mask"],
           tape["gate"], after, tape["reverse"], N, B)
@@ -421,8 +447,8 @@ def gru_backward(tape, dy, dh_n, grads, need_dx=True, *, out=None):
     packed = panels(w_hh) if after else None
     s.panels_hh = packed_data(packed)
     s.keep = True
-    _seq.run_rows(&s, sizeof(Gru), &s.q, shift, backward_task, s.fixed, N * 3 * H * H,
-                  tape["batch_sizes"], offsets)
+    d = division(&s, backward_task)
+    _seq.divide(&d, s.fixed, tape["batch_sizes"], offsets)
     dw = grads["w_hh"]
     if after:
         weight_product(dm, hm, dw)  # B6

@@ -8,6 +8,8 @@ from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
 from rnnfast._memory cimport empty
 from rnnfast._product cimport (
+    PANEL,
+    TILE,
     gemm,
     gemm_panels,
     gemm_weights,
@@ -92,9 +94,11 @@ cdef inline real_t *at(void *p, Py_ssize_t offset, const real_t *unused) noexcep
     return <real_t *>p + offset if p != NULL else NULL
 
 
-cdef void forward(const Lstm *s, const real_t *w_hh) noexcept nogil:
-    cdef Py_ssize_t H = s.H, P = s.P, W = s.G * s.H, i, t, n, row, kept
+cdef void forward(const Lstm *s, _seq.Share *share, const real_t *w_hh) noexcept nogil:
+    """All steps; the hidden units of a share where `division` allows it."""
+    cdef Py_ssize_t H = s.H, P = s.P, W = s.G * s.H, i, t, n, row, kept, j0, j1
     cdef real_t *h = <real_t *>s.h
+    cdef real_t *new = <real_t *>s.next
     cdef real_t *hm = <real_t *>s.hm
     cdef real_t *c = <real_t *>s.c
     cdef real_t *a
@@ -114,18 +118,29 @@ cdef void forward(const Lstm *s, const real_t *w_hh) noexcept nogil:
         _seq.zero_reset_rows(&s.q, t, H, c)
         if s.mask != NULL:
             K.multiply(n * P, h, <real_t *>s.mask, hm)
-        if s.keep:
-            memcpy(<real_t *>s.h_prev + row * P, hm, n * P * sizeof(real_t))
-            memcpy(<real_t *>s.c_prev + row * H, c, n * H * sizeof(real_t))
-        out = <real_t *>s.m + kept * H if projected else <real_t *>s.next if whole else h
+        if share.workers > 1:
+            hm = h
+        out = <real_t *>s.m + kept * H if projected else new if whole else h
         tanh_c = at(s.tanh_c, kept * H, w_hh)
+        if not _seq.range_of(share, H, TILE, &j0, &j1):
+            h, new = new, h  # what a step wrote is what the next one reads
+            _seq.meet(share)
+            continue
+        if s.keep:
+            if share.workers > 1:
+                _seq.copy_units(n, H, j0, j1, hm, <real_t *>s.h_prev + row * H)
+            else:
+                memcpy(<real_t *>s.h_prev + row * P, hm, n * P * sizeof(real_t))
+            _seq.copy_units(n, H, j0, j1, c, <real_t *>s.c_prev + row * H)
         if whole:
-            K.lstm_step(n, H, 0, H, i & 1, &s.opt, s.inputs, at(s.x, row * s.inputs, w_hh),
+            K.lstm_step(n, H, j0, j1, i & 1, &s.opt, s.inputs, at(s.x, row * s.inputs, w_hh),
                         <real_t *>s.packed_ih, a if s.lds else <real_t *>s.start, s.lds, P, hm,
                         <real_t *>s.packed_hh, <real_t *>s.peephole, c,
                         a if s.keep else NULL, tanh_c, out,
                         y if not projected else NULL, s.ldy)  # F1 .. F5
-            if not projected:
+            if share.workers > 1:
+                h, new = new, h  # what a step wrote is what the next one reads
+            elif not projected:
                 memcpy(h, out, n * H * sizeof(real_t))
         elif normed:
             gemm_weights(n, W, P, hm, P, w_hh, <real_t *>s.packed_hh, <real_t>0, <real_t *>s.ah, W)
@@ -144,15 +159,19 @@ cdef void forward(const Lstm *s, const real_t *w_hh) noexcept nogil:
             K.lstm_forward(n, H, &s.opt, a, <real_t *>s.peephole, c, tanh_c, out,
                            y if not projected else NULL, s.ldy)  # F3, F4, F5
         if s.c_t != NULL:
-            memcpy(<real_t *>s.c_t + row * H, c, n * H * sizeof(real_t))
+            _seq.copy_units(n, H, j0, j1, c, <real_t *>s.c_t + row * H)
         if projected:
             gemm_weights(n, P, H, out, H, <real_t *>s.w_hr, <real_t *>s.packed_hr, <real_t>0,
                          h, P)  # F6
             _seq.put_rows(n, P, h, y, s.ldy)
+        _seq.meet(share)
+    if h != <real_t *>s.h and not share.worker:
+        memcpy(<real_t *>s.h, h, s.q.B * H * sizeof(real_t))
 
 
-cdef void backward(const Lstm *s, const real_t *w_hh) noexcept nogil:
-    cdef Py_ssize_t H = s.H, P = s.P, W = s.G * s.H, i, t, n, row
+cdef void backward(const Lstm *s, _seq.Share *share, const real_t *w_hh) noexcept nogil:
+    """All steps, last to first; the hidden units of a share where `division` allows it."""
+    cdef Py_ssize_t H = s.H, P = s.P, W = s.G * s.H, i, t, n, row, j0, j1
     cdef real_t *dh = <real_t *>s.h
     cdef real_t *dc = <real_t *>s.c
     cdef real_t *gates
@@ -187,14 +206,18 @@ cdef void backward(const Lstm *s, const real_t *w_hh) noexcept nogil:
             K.layer_norm_backward(n, H, <real_t *>s.dcn + row * H, <real_t *>s.gain_c,
                                   <real_t *>s.chat + row * H, <real_t *>s.c_rstd + row,
                                   <real_t *>s.cn)
-        K.lstm_backward(n, H, &s.opt, gates, <real_t *>s.peephole, <real_t *>s.c_prev + row * H,
-                        tanh_c, at(s.c_t, row * H, w_hh), d, dy, H,
-                        <real_t *>s.cn if normed else NULL, dc, da)  # B1 .. B5
+        if _seq.range_of(share, H, PANEL, &j0, &j1):
+            K.lstm_backward(n, H, j0, j1, &s.opt, gates, <real_t *>s.peephole,
+                            <real_t *>s.c_prev + row * H, tanh_c, at(s.c_t, row * H, w_hh), d, dy,
+                            H, <real_t *>s.cn if normed else NULL, dc, da)  # B1 .. B5
+        _seq.meet(share)
         if normed:
             K.layer_norm_backward(n, W, da, <real_t *>s.gain_hh, <real_t *>s.hhat + row * W,
                                   <real_t *>s.h_rstd + row, dah)
         if s.panels_hh != NULL:
-            gemm_panels(i & 1, n, P, W, dah, W, <real_t *>s.panels_hh, <real_t>0, dh, P)  # B6
+            if _seq.range_of(share, P, PANEL, &j0, &j1):
+                gemm_panels(i & 1, n, j0, j1, W, dah, W, <real_t *>s.panels_hh, <real_t>0, dh,
+                            P)  # B6
         else:
             gemm(False, n, P, W, dah, W, w_hh, P, <real_t>0, dh, P)
         if s.mask != NULL:
@@ -203,20 +226,29 @@ cdef void backward(const Lstm *s, const real_t *w_hh) noexcept nogil:
         _seq.zero_reset_rows(&s.q, t, H, dc)
 
 
-cdef void forward_task(void *arg, int task, int worker) noexcept nogil:
-    cdef Lstm *s = <Lstm *>arg + task
+cdef void forward_task(void *arg, _seq.Share *share) noexcept nogil:
+    cdef Lstm *s = <Lstm *>arg
     if s.size == sizeof(float):
-        forward[float](s, <float *>s.w_hh)
+        forward[float](s, share, <float *>s.w_hh)
     else:
-        forward[double](s, <double *>s.w_hh)
+        forward[double](s, share, <double *>s.w_hh)
 
 
-cdef void backward_task(void *arg, int task, int worker) noexcept nogil:
-    cdef Lstm *s = <Lstm *>arg + task
+cdef void backward_task(void *arg, _seq.Share *share) noexcept nogil:
+    cdef Lstm *s = <Lstm *>arg
     if s.size == sizeof(float):
-        backward[float](s, <float *>s.w_hh)
+        backward[float](s, share, <float *>s.w_hh)
     else:
-        backward[double](s, <double *>s.w_hh)
+        backward[double](s, share, <double *>s.w_hh)
+
+
+cdef _seq.Division division(Lstm *s, _seq.share_task *task):
+    """Hidden units are divided where a step needs nothing else of the whole layer than h_{t-1}."""
+    cdef _seq.Division d
+    d.s, d.size, d.q, d.task, d.shift = s, sizeof(Lstm), &s.q, task, shift
+    d.H = s.H if s.w_hr == NULL and s.gain_hh == NULL and s.mask == NULL else 0
+    d.weights = s.G * s.H * (s.P + s.inputs)
+    return d
 
 
 cdef void shift(void *part, const Packed *q) noexcept:
@@ -289,6 +321,7 @@ def lstm_forward(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih=None, b_hh=None, *, w_
     y = empty(N, P, num) if out is None else out
     cdef Py_ssize_t G = s.G
     cdef bint inputs_inside = norm is None and inside(x, s.q.T)
+    cdef _seq.Division d
     packed_ih = pack(w_ih, G) if inputs_inside else None
     packed_hh, packed_hr = pack(w_hh, G if norm is None else 1), pack(w_hr)
     s.packed_ih = packed_data(packed_ih)
@@ -345,8 +378,8 @@ def lstm_forward(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih=None, b_hh=None, *, w_
     ah, cn = empty(B, W, num), empty(B, H, num)
     s.ah = matrix(ah, "ah", num, B, W)
     s.cn = matrix(cn, "cn", num, B, H)
-    _seq.run_rows(&s, sizeof(Lstm), &s.q, shift, forward_task, s.fixed,
-                  N * s.G * H * (P + s.inputs), batch_sizes, offsets)
+    d = division(&s, forward_task)
+    _seq.divide(&d, s.fixed, batch_sizes, offsets)
     if not keep:
         return y, h, c, None
     tape = {"x": x, "batch_sizes": batch_sizes, "resets": resets, "w_ih": w_ih, "w_hh": w_hh,
@@ -363,6 +396,7 @@ def lstm_backward(tape, dy, dh_n, dc_n, grads, need_dx=True, *, out=None):
     cdef Py_ssize_t W = w_hh.shape[0]
     cdef bint coupled = tape["coupled"]
     cdef Lstm s
+    cdef _seq.Division d
     offsets = _seq.offsets_of(tape["batch_sizes"], B, N)
     setup(&s, tape["batch_sizes"], offsets, tape["resets"], w_hh, w_hr, peephole, norm,
           tape["h_mask"], tape["gate"], coupled, tape["clip"], tape["reverse"], N, B, H)
@@ -403,8 +437,8 @@ def lstm_backward(tape, dy, dh_n, dc_n, grads, need_dx=True, *, out=None):
     packed = panels(w_hh)
     s.panels_hh = packed_data(packed)
     s.keep = True
-    _seq.run_rows(&s, sizeof(Lstm), &s.q, shift, backward_task, s.fixed, N * s.G * H * P,
-                  tape["batch_sizes"], offsets)
+    d = division(&s, backward_task)
+    _seq.divide(&d, s.fixed, tape["batch_sizes"], offsets)
     weight_product(dah, tape["h_prev"], grads["w_hh"])  # B7
     bias_sums(da, grads)  # B8
     if w_hr is not None:

@@ -70,7 +70,7 @@ cdef void backward(const Packed *q, Py_ssize_t H, Py_ssize_t O, K.rf_act f, cons
             softmax_backward(n, O, p + row * O, do)  # B1
         K.add(n * O, do, dz + row * O)  # B2
         gemm(False, n, H, O, dz + row * O, O, w_ho, H, <real_t>0, dh, H)  # B3
-        K.rnn_backward(n, H, f, h + row * H, dh, <real_t *>NULL, H, da + row * H)  # B4
+        K.rnn_backward(n, H, 0, H, f, h + row * H, dh, <real_t *>NULL, H, da + row * H)  # B4
         gemm(False, n, O, H, da + row * H, H, w_oh, O, <real_t>0, do, O)  # B5
         _seq.zero_reset_rows(q, t, O, do)
 

@@ -17,10 +17,6 @@ from rnnfast._types cimport real_t
 
 cnp.import_array()
 
-cdef enum:  # RF_PANEL and RF_TILE of csrc/kernels_tmpl.h
-    PANEL = 64
-    TILE = 16
-
 # From so many rows a step, or up to so many inputs, a step's kernel reads the inputs itself:
 # docs/performance.md has the break-even.
 cdef Py_ssize_t ROWS_INSIDE = 4
@@ -87,15 +83,15 @@ cdef void gemm_weights(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const real_t *a
         blas_f64(False, True, m, n, k, a, lda, w, k, beta, c, ldc)
 
 
-cdef void gemm_panels(bint back, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const real_t *a,
-                      Py_ssize_t lda, const real_t *packed, real_t beta, real_t *c,
+cdef void gemm_panels(bint back, Py_ssize_t m, Py_ssize_t first, Py_ssize_t last, Py_ssize_t k,
+                      const real_t *a, Py_ssize_t lda, const real_t *packed, real_t beta, real_t *c,
                       Py_ssize_t ldc) noexcept nogil:
     """A step of BPTT begins with the weights that the one before it, which went the other way, has
     left in the caches."""
-    cdef Py_ssize_t wide = 2 * PANEL, parts = (n + wide - 1) // wide, q, j
+    cdef Py_ssize_t wide = 2 * PANEL, parts = (last - first + wide - 1) // wide, q, j
     for q in range(parts):
-        j = (parts - 1 - q if back else q) * wide
-        K.gemm(m, min(n - j, wide), k, a, lda, 1, packed + j * k, PANEL, PANEL * k, beta != 0,
+        j = first + (parts - 1 - q if back else q) * wide
+        K.gemm(m, min(last - j, wide), k, a, lda, 1, packed + j * k, PANEL, PANEL * k, beta != 0,
                c + j, ldc)
 
 

@@ -10,6 +10,8 @@ from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
 from rnnfast._memory cimport empty
 from rnnfast._product cimport (
+    PANEL,
+    TILE,
     gemm,
     gemm_panels,
     gemm_weights,
@@ -59,11 +61,13 @@ cdef struct Rnn:
     void *da        # [N, H]
 
 
-cdef void forward(const Rnn *s, const real_t *w_hh) noexcept nogil:
-    cdef Py_ssize_t H = s.H, i, t, n, row
+cdef void forward(const Rnn *s, _seq.Share *share, const real_t *w_hh) noexcept nogil:
+    """All steps; the hidden units of a share where `division` allows it."""
+    cdef Py_ssize_t H = s.H, i, t, n, row, j0, j1
     cdef real_t *h = <real_t *>s.h
     cdef real_t *hm = <real_t *>s.hm
-    cdef real_t *new = <real_t *>s.next
+    cdef real_t *next = <real_t *>s.next
+    cdef real_t *new
     cdef real_t *y
     cdef real_t *a
     cdef const real_t *x
@@ -76,23 +80,36 @@ cdef void forward(const Rnn *s, const real_t *w_hh) noexcept nogil:
         _seq.zero_reset_rows(&s.q, t, H, h)
         if s.mask != NULL:
             K.multiply(n * H, h, <real_t *>s.mask, hm)
-        if s.h_prev != NULL:
-            memcpy(<real_t *>s.h_prev + row * H, hm, n * H * sizeof(real_t))
-        if s.packed_hh != NULL:
-            x = <real_t *>s.x + row * s.inputs if a == NULL else NULL
-            if s.h_all != NULL:
-                new = <real_t *>s.h_all + row * H
-            K.rnn_step(n, H, 0, H, i & 1, s.act, s.inputs, x, <real_t *>s.packed_ih,
-                       a if a != NULL else <real_t *>s.start, H if a != NULL else 0, hm,
-                       <real_t *>s.packed_hh, new, y, s.ldy)  # F1 .. F3
-            memcpy(h, new, n * H * sizeof(real_t))
         else:
+            hm = h
+        if s.packed_hh == NULL:
+            if s.h_prev != NULL:
+                memcpy(<real_t *>s.h_prev + row * H, hm, n * H * sizeof(real_t))
             gemm_weights(n, H, H, hm, H, w_hh, NULL, <real_t>1, a, H)  # F2
             K.rnn_forward(n, H, s.act, a, h, y, s.ldy)  # F3
+            continue
+        x = <real_t *>s.x + row * s.inputs if a == NULL else NULL
+        new = <real_t *>s.h_all + row * H if s.h_all != NULL else next
+        if _seq.range_of(share, H, TILE, &j0, &j1):
+            if s.h_prev != NULL:
+                _seq.copy_units(n, H, j0, j1, hm, <real_t *>s.h_prev + row * H)
+            K.rnn_step(n, H, j0, j1, i & 1, s.act, s.inputs, x, <real_t *>s.packed_ih,
+                       a if a != NULL else <real_t *>s.start, H if a != NULL else 0, hm,
+                       <real_t *>s.packed_hh, new, y, s.ldy)  # F1 .. F3
+        if share.workers == 1:
+            memcpy(h, new, n * H * sizeof(real_t))
+        elif s.h_all != NULL:
+            h = new
+        else:
+            h, next = next, h
+        _seq.meet(share)
+    if h != <real_t *>s.h and not share.worker:
+        memcpy(<real_t *>s.h, h, s.q.B * H * sizeof(real_t))
 
 
-cdef void backward(const Rnn *s, const real_t *w_hh) noexcept nogil:
-    cdef Py_ssize_t H = s.H, i, t, n, row
+cdef void backward(const Rnn *s, _seq.Share *share, const real_t *w_hh) noexcept nogil:
+    """All steps, last to first; the hidden units of a share where `division` allows it."""
+    cdef Py_ssize_t H = s.H, i, t, n, row, j0, j1
     cdef real_t *dh = <real_t *>s.h
     cdef real_t *da
     for i in range(s.q.T - 1, -1, -1):
@@ -100,10 +117,14 @@ cdef void backward(const Rnn *s, const real_t *w_hh) noexcept nogil:
         n = s.q.sizes[t]
         row = s.q.offsets[t]
         da = <real_t *>s.da + row * H
-        K.rnn_backward(n, H, s.act, <real_t *>s.y + row * H, dh,
-                       <real_t *>s.dy + row * H if s.dy != NULL else NULL, H, da)  # B1, B2
+        if _seq.range_of(share, H, PANEL, &j0, &j1):
+            K.rnn_backward(n, H, j0, j1, s.act, <real_t *>s.y + row * H, dh,
+                           <real_t *>s.dy + row * H if s.dy != NULL else NULL, H, da)  # B1, B2
+        _seq.meet(share)
         if s.packed_hh != NULL:
-            gemm_panels(i & 1, n, H, H, da, H, <real_t *>s.packed_hh, <real_t>0, dh, H)  # B3
+            if _seq.range_of(share, H, PANEL, &j0, &j1):
+                gemm_panels(i & 1, n, j0, j1, H, da, H, <real_t *>s.packed_hh, <real_t>0, dh,
+                            H)  # B3
         else:
             gemm(False, n, H, H, da, H, w_hh, H, <real_t>0, dh, H)
         if s.mask != NULL:
@@ -111,20 +132,29 @@ cdef void backward(const Rnn *s, const real_t *w_hh) noexcept nogil:
         _seq.zero_reset_rows(&s.q, t, H, dh)
 
 
-cdef void forward_task(void *arg, int task, int worker) noexcept nogil:
-    cdef Rnn *s = <Rnn *>arg + task
+cdef void forward_task(void *arg, _seq.Share *share) noexcept nogil:
+    cdef Rnn *s = <Rnn *>arg
     if s.size == sizeof(float):
-        forward[float](s, <float *>s.w_hh)
+        forward[float](s, share, <float *>s.w_hh)
     else:
-        forward[double](s, <double *>s.w_hh)
+        forward[double](s, share, <double *>s.w_hh)
 
 
-cdef void backward_task(void *arg, int task, int worker) noexcept nogil:
-    cdef Rnn *s = <Rnn *>arg + task
+cdef void backward_task(void *arg, _seq.Share *share) noexcept nogil:
+    cdef Rnn *s = <Rnn *>arg
     if s.size == sizeof(float):
-        backward[float](s, <float *>s.w_hh)
+        backward[float](s, share, <float *>s.w_hh)
     else:
-        backward[double](s, <double *>s.w_hh)
+        backward[double](s, share, <double *>s.w_hh)
+
+
+cdef _seq.Division division(Rnn *s, _seq.share_task *task):
+    """Hidden units are divided where a step needs nothing else of the whole layer than h_{t-1}."""
+    cdef _seq.Division d
+    d.s, d.size, d.q, d.task, d.shift = s, sizeof(Rnn), &s.q, task, shift
+    d.H = s.H if s.mask == NULL else 0
+    d.weights = s.H * (s.H + s.inputs)
+    return d
 
 
 cdef void shift(void *part, const Packed *q) noexcept:
@@ -158,6 +188,7 @@ def rnn_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonline
     cdef int num = _seq.typenum(w_hh)
     cdef Py_ssize_t N = len(x), B = len(h0), H = w_hh.shape[0], I = w_ih.shape[1]
     cdef Rnn s
+    cdef _seq.Division d
     offsets = _seq.offsets_of(batch_sizes, B, N)
     setup(&s, batch_sizes, offsets, resets, w_hh, h_mask, nonlinearity, reverse, N, B)
     matrix(h0, "h0", num, B, H)
@@ -184,8 +215,8 @@ def rnn_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonline
     s.next = matrix(new, "new", num, B, H)
     s.h_prev = optional_matrix(h_prev, "h_prev", num, N, H)
     s.h_all = optional_matrix(h_all, "h_all", num, N, H)
-    _seq.run_rows(&s, sizeof(Rnn), &s.q, shift, forward_task, is_fixed(), N * H * (H + s.inputs),
-                  batch_sizes, offsets)
+    d = division(&s, forward_task)
+    _seq.divide(&d, is_fixed(), batch_sizes, offsets)
     if not keep:
         return y, h, None
     tape = {"x": x, "batch_sizes": batch_sizes, "resets": resets, "w_ih": w_ih, "w_hh": w_hh,
@@ -200,6 +231,7 @@ def rnn_backward(tape, dy, dh_n, grads, need_dx=True, *, out=None):
     cdef int num = _seq.typenum(w_hh)
     cdef Py_ssize_t N = len(tape["x"]), B = len(dh_n), H = w_hh.shape[0]
     cdef Rnn s
+    cdef _seq.Division d
     offsets = _seq.offsets_of(tape["batch_sizes"], B, N)
     setup(&s, tape["batch_sizes"], offsets, tape["resets"], w_hh, tape["h_mask"],
           tape["nonlinearity"], tape["reverse"], N, B)
@@ -213,8 +245,8 @@ def rnn_backward(tape, dy, dh_n, grads, need_dx=True, *, out=None):
     s.dy = optional_matrix(dy, "dy", num, N, H)
     s.h = matrix(dh, "dh", num, B, H)
     s.da = matrix(da, "da", num, N, H)
-    _seq.run_rows(&s, sizeof(Rnn), &s.q, shift, backward_task, is_fixed(), N * H * H,
-                  tape["batch_sizes"], offsets)
+    d = division(&s, backward_task)
+    _seq.divide(&d, is_fixed(), tape["batch_sizes"], offsets)
     weight_product(da, tape["h_prev"], grads["w_hh"])  # B4
     bias_sums(da, grads)  # B5
     dx = input_product_backward(tape["x"], tape["w_ih"], da, grads["w_ih"], need_dx, out)  # B6

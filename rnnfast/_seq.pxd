@@ -33,6 +33,16 @@ cdef bint for_pool(Py_ssize_t T, Py_ssize_t B, double weights) noexcept nogil
 cdef Plan plan(Py_ssize_t T, Py_ssize_t B, int directions, double weights,
                Py_ssize_t H) noexcept nogil
 
+# Where the members of a gang share the hidden units: those of number `worker` of so many.
+cdef struct Share:
+    int worker, workers
+    K.rf_gang *gang
+    int alone       # for so many rounds number 0 computes what all would share
+
+cdef void meet(Share *share) noexcept nogil
+cdef bint range_of(const Share *share, Py_ssize_t n, Py_ssize_t unit, Py_ssize_t *first,
+                   Py_ssize_t *last) noexcept nogil
+
 cdef int typenum(object x) except -1
 cdef void *data(object a, str name, int num, tuple shape, bint write=*) except? NULL
 cdef void *optional(object a, str name, int num, tuple shape, bint write=*) except? NULL
@@ -47,9 +57,21 @@ cdef void pack(Packed *q, object batch_sizes, object offsets, object resets, Py_
                Py_ssize_t N, bint reverse) except *
 
 ctypedef void shift_part(void *part, const Packed *q) noexcept
+ctypedef void share_task(void *s, Share *share) noexcept nogil
 
-cdef void run_rows(void *s, size_t size, const Packed *q, shift_part *shift, K.rf_task *task,
-                   bint fixed, double work, object batch_sizes, object offsets) except *
+# How the steps of a call may be divided among threads; s: the arrays of the call, `size` bytes.
+cdef struct Division:
+    void *s
+    size_t size
+    const Packed *q
+    share_task *task    # all steps, of the rows in s and the hidden units of a share
+    shift_part *shift   # let a copy of s begin at a part's rows
+    Py_ssize_t H        # hidden units that may be divided, else 0
+    double weights      # that a step reads
+
+cdef void divide(Division *d, bint fixed, object batch_sizes, object offsets) except *
+cdef void copy_units(Py_ssize_t rows, Py_ssize_t H, Py_ssize_t first, Py_ssize_t last,
+                     const real_t *source, real_t *to) noexcept nogil
 
 # p + n rows of `size` bytes, or NULL.
 cdef inline void *below(void *p, Py_ssize_t n, Py_ssize_t size) noexcept nogil:

@@ -179,38 +179,96 @@ cdef int tasks_of(const Packed *q, double work):
     return max(most, min(threads, q.B))
 
 
-cdef void run_rows(void *s, size_t size, const Packed *q, shift_part *shift, K.rf_task *task,
-                   bint fixed, double work, object batch_sizes, object offsets) except *:
-    """task(s, 0, 0); or, where the products are our own and there is enough to do, the same for
-    parts of the batch on several threads: s copied, and `shift` lets a copy begin at its part.
+cdef void meet(Share *share) noexcept nogil:
+    """The end of a round: what the others wrote in theirs is there then."""
+    if share.alone:
+        share.alone -= 1
+    if share.workers > 1 and not share.alone:
+        share.alone = K.pool_barrier(share.gang)
+
+
+cdef bint range_of(const Share *share, Py_ssize_t n, Py_ssize_t unit, Py_ssize_t *first,
+                   Py_ssize_t *last) noexcept nogil:
+    """Divide 0 .. n - 1 by whole units; whether there are any for this worker."""
+    cdef Py_ssize_t k = share.worker, workers = share.workers, units = (n + unit - 1) // unit
+    if share.alone:
+        k, workers = 1 if share.worker else 0, 1
+    first[0], last[0] = units * k // workers * unit, min(units * (k + 1) // workers * unit, n)
+    return first[0] < last[0]
+
+
+cdef struct Parts:
+    share_task *task
+    char *s
+    size_t size
+
+
+cdef void part_task(void *arg, int task, int worker) noexcept nogil:
+    """Some rows, all hidden units."""
+    cdef Parts *parts = <Parts *>arg
+    cdef Share share
+    share.worker, share.workers, share.gang, share.alone = 0, 1, NULL, 0
+    parts.task(parts.s + task * parts.size, &share)
+
+
+cdef void gang_task(void *arg, int worker, int workers, K.rf_gang *gang) noexcept nogil:
+    """All rows, some hidden units."""
+    cdef Parts *parts = <Parts *>arg
+    cdef Share share
+    share.worker, share.workers, share.gang, share.alone = worker, workers, gang, 0
+    parts.task(parts.s, &share)
+
+
+cdef void divide(Division *d, bint fixed, object batch_sizes, object offsets) except *:
+    """Run all steps on one thread; or, where the products are our own and there is enough to do, on
+    several: each does parts of the batch, d.s copied for each part, or part of the hidden units.
 
     Part k has rows B k / tasks to B (k + 1) / tasks of every step.
     """
-    cdef int tasks = tasks_of(q, work) if fixed else 1, k
+    cdef const Packed *q = d.q
+    cdef int tasks = tasks_of(q, q.N * d.weights) if fixed else 1, k
     cdef K.rf_fpmode mode
-    cdef char *parts = <char *>s
+    cdef Parts parts
     cdef Packed part
-    if tasks > 1:
-        memory = np.empty(tasks * size, np.uint8)
-        parts = <char *>cnp.PyArray_DATA(<cnp.ndarray>memory)
+    cdef Plan p
+    p.units = False
+    if fixed and d.H and q.T > 1 and q.resets == NULL and q.sizes[0] == q.sizes[q.T - 1]:
+        p = plan(q.T, q.B, 1, d.weights, d.H)
+    parts.task, parts.s, parts.size = d.task, <char *>d.s, d.size
+    if tasks > 1 and not p.units:
+        memory = np.empty(tasks * d.size, np.uint8)
+        parts.s = <char *>cnp.PyArray_DATA(<cnp.ndarray>memory)
         first = np.arange(tasks + 1) * q.B // tasks
         rows = np.diff(first)[:, None]
         sizes = np.clip(batch_sizes - first[:-1, None], 0, rows)
         starts = offsets + first[:-1, None]
         for k in range(tasks):
-            memcpy(parts + k * size, s, size)
+            memcpy(parts.s + k * d.size, d.s, d.size)
             part = q[0]
             part.first, part.B = first[k], rows[k, 0]
             part.sizes = <const int64_t *>vector(sizes[k], "sizes", cnp.NPY_INT64, q.T)
             part.offsets = <const int64_t *>vector(starts[k], "offsets", cnp.NPY_INT64, q.T)
-            shift(parts + k * size, &part)
+            d.shift(parts.s + k * d.size, &part)
     with nogil:
         mode = K.enter()
-        if tasks > 1:
-            K.pool_run(tasks, tasks, task, parts)
+        if p.units:
+            K.pool_run_gang(p.threads, gang_task, &parts)
+        elif tasks > 1:
+            K.pool_run(tasks, tasks, part_task, &parts)
         else:
-            task(parts, 0, 0)
+            part_task(&parts, 0, 0)
         K.leave(mode)
+
+
+cdef void copy_units(Py_ssize_t rows, Py_ssize_t H, Py_ssize_t first, Py_ssize_t last,
+                     const real_t *source, real_t *to) noexcept nogil:
+    """Units first to last of so many rows of H."""
+    cdef Py_ssize_t b
+    if last - first == H:
+        memcpy(to, source, rows * H * sizeof(real_t))
+        return
+    for b in range(rows):
+        memcpy(to + b * H + first, source + b * H + first, (last - first) * sizeof(real_t))
 
 
 cdef void zero_reset_rows(const Packed *q, Py_ssize_t t, Py_ssize_t n,

@@ -14,6 +14,8 @@ from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
 from rnnfast._memory cimport allocate, empty
 from rnnfast._product cimport (
+    PANEL,
+    TILE,
     gemm_weights,
     in_place,
     inside_size,
@@ -21,7 +23,7 @@ from rnnfast._product cimport (
     packed_size,
     product_in_place,
 )
-from rnnfast._seq cimport data, matrix, vector
+from rnnfast._seq cimport Share, data, matrix, meet, range_of, vector
 from rnnfast._types cimport real_t
 
 cnp.import_array()
@@ -30,9 +32,6 @@ cdef enum:
     RNN, LSTM, GRU
 
 KINDS = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
-cdef enum:  # RF_PANEL and RF_TILE of csrc/kernels_tmpl.h
-    PANEL = 64
-    TILE = 16
 cdef enum:
     FEW_UNITS = 32  # RF_FEW_UNITS of csrc/step_tmpl.h
     BLOCK = 1024  # rows that one product of inputs covers: their sums stay in the nearer caches
@@ -139,33 +138,6 @@ cdef struct Job:
     Py_ssize_t ldy
 
 
-# Who computes what: n sequences from `first` on; where the members of a gang share the hidden
-# units, those of number `worker` of so many.
-cdef struct Share:
-    Py_ssize_t first, n
-    int worker, workers
-    K.rf_gang *gang
-    int alone       # for so many rounds number 0 computes what all would share
-
-
-cdef void meet(Share *share) noexcept nogil:
-    """The end of a round: what the others wrote in theirs is there then."""
-    if share.alone:
-        share.alone -= 1
-    if share.workers > 1 and not share.alone:
-        share.alone = K.pool_barrier(share.gang)
-
-
-cdef bint range_of(const Share *share, Py_ssize_t n, Py_ssize_t unit, Py_ssize_t *first,
-                   Py_ssize_t *last) noexcept nogil:
-    """Divide 0 .. n - 1 by whole units; whether there are any for this worker."""
-    cdef Py_ssize_t k = share.worker, workers = share.workers, units = (n + unit - 1) // unit
-    if share.alone:
-        k, workers = 1 if share.worker else 0, 1
-    first[0], last[0] = units * k // workers * unit, min(units * (k + 1) // workers * unit, n)
-    return first[0] < last[0]
-
-
 cdef void inputs_product(const Cell *s, Share *share, Py_ssize_t N, const real_t *x,
                          real_t *a) noexcept nogil:
     """a = bias + W_ih x."""
@@ -189,11 +161,11 @@ cdef void inputs_product(const Cell *s, Share *share, Py_ssize_t N, const real_t
                  <real_t>1, a + first, W)
 
 
-cdef void run_share(Cell *s, const Job *job, Share *share, const real_t *x, real_t *a,
-                    real_t *y) noexcept nogil:
-    """All steps of a share; x, a, y: of the whole batch."""
+cdef void run_share(Cell *s, const Job *job, Py_ssize_t b, Py_ssize_t n, Share *share,
+                    const real_t *x, real_t *a, real_t *y) noexcept nogil:
+    """All steps of a share, for n sequences from b on; x, a, y: of the whole batch."""
     cdef Py_ssize_t W = s.G * s.H, B = job.B, T = job.T, count = T, done = 0, steps, i, t, row
-    cdef Py_ssize_t b = share.first, j0, j1
+    cdef Py_ssize_t j0, j1
     cdef bint all_steps = x != NULL and s.w_ih == NULL  # one product for many steps
     cdef const real_t *x_t
     cdef const real_t *start
@@ -219,44 +191,43 @@ cdef void run_share(Cell *s, const Job *job, Share *share, const real_t *x, real
                 steps_of_few(s, steps, x_t, start, 0 if x_t != NULL else W, y_t, job.ldy)
                 break
             if range_of(share, s.H, TILE, &j0, &j1):
-                step(s, share.n, j0, j1, x_t, start, 0 if x_t != NULL else W, y_t, job.ldy)
+                step(s, n, j0, j1, x_t, start, 0 if x_t != NULL else W, y_t, job.ldy)
             swap(s)
             meet(share)
         done += steps
 
 
-cdef void run_direction(const Job *job, int d, Share *share) noexcept nogil:
+cdef void run_direction(const Job *job, int d, Py_ssize_t b, Py_ssize_t n,
+                        Share *share) noexcept nogil:
     cdef Cell s = job.cells[d]  # a copy, as each share goes through the steps by itself
     cdef Py_ssize_t size = sizeof(float) if job.num == cnp.NPY_FLOAT else sizeof(double)
     cdef char *y = job.y + s.H * size if job.y != NULL and s.reverse else job.y
     cdef char *a = job.a if job.x == NULL else job.a + d * job.room * s.G * s.H * size
-    s.h = _seq.below(s.h, share.first * s.H, size)
-    s.c = _seq.below(s.c, share.first * s.H, size)
-    s.next = _seq.below(s.next, share.first * s.H, size)
+    s.h = _seq.below(s.h, b * s.H, size)
+    s.c = _seq.below(s.c, b * s.H, size)
+    s.next = _seq.below(s.next, b * s.H, size)
     if job.num == cnp.NPY_FLOAT:
-        run_share(&s, job, share, <float *>job.x, <float *>a, <float *>y)
+        run_share(&s, job, b, n, share, <float *>job.x, <float *>a, <float *>y)
     else:
-        run_share(&s, job, share, <double *>job.x, <double *>a, <double *>y)
+        run_share(&s, job, b, n, share, <double *>job.x, <double *>a, <double *>y)
 
 
 cdef void run_rows(void *arg, int task, int worker) noexcept nogil:
     cdef Job *job = <Job *>arg
     cdef Share share
     cdef int part = task % job.parts
-    share.first = job.B * part // job.parts
-    share.n = job.B * (part + 1) // job.parts - share.first
+    cdef Py_ssize_t first = job.B * part // job.parts
     share.worker, share.workers, share.gang, share.alone = 0, 1, NULL, 0
-    run_direction(job, task // job.parts, &share)
+    run_direction(job, task // job.parts, first, job.B * (part + 1) // job.parts - first, &share)
 
 
 cdef void run_units(void *arg, int worker, int workers, K.rf_gang *gang) noexcept nogil:
     cdef Job *job = <Job *>arg
     cdef Share share
     cdef int d
-    share.first, share.n = 0, job.B
     share.worker, share.workers, share.gang, share.alone = worker, workers, gang, 0
     for d in range(job.directions):
-        run_direction(job, d, &share)
+        run_direction(job, d, 0, job.B, &share)
 
 
 cdef void run_job(Job *job) noexcept nogil:

@@ -409,17 +409,37 @@ def rnn_forward(source):
                "ldy": ldy}, expected  # fmt: skip
 
 
+def units_of(new, old, H, first, last):
+    """Units first..last-1 of every gate of `new`, the others as in `old`."""
+    if new is None:
+        return None
+    out = np.array(old)
+    for at in range(0, out.shape[1], H) if H else ():
+        out[:, at + first : at + last] = np.asarray(new)[:, at + first : at + last]
+    return out
+
+
+def some_units(source, H):
+    """first, last, and `units_of` them."""
+    first = int(source.rng.integers(H + 1)) if source.rng.integers(2) else 0
+    last = int(source.rng.integers(first, H + 1)) if source.rng.integers(2) else H
+    return first, last, lambda new, old: units_of(new, old, H, first, last)
+
+
 @case("rnn_backward")
 def rnn_backward(source):
     for (B, H), opt in variants(source, batches(), 3, act=ACTS, dy=BOTH):
         h, dh = source.unit(B, H), source(B, H)
         dy, ldy = maybe_rows(source, opt["dy"], B, H, source)
 
-        def expected(ar, h=h, dh=dh, dy=dy, act=opt["act"]):
-            return {"da": plus(ar, dh, dy) * ar.derivative(act, ar.array(h))}
+        first, last, only = some_units(source, H)
+        blank = source.blank(B, H)
 
-        yield {"B": B, "H": H, "act": opt["act"], "h": h, "dh": dh, "dy": dy, "ldy": ldy,
-               "da": source.blank(B, H)}, expected  # fmt: skip
+        def expected(ar, h=h, dh=dh, dy=dy, act=opt["act"], only=only, blank=blank):
+            return {"da": only(plus(ar, dh, dy) * ar.derivative(act, ar.array(h)), blank)}
+
+        yield {"B": B, "H": H, "first": first, "last": last, "act": opt["act"], "h": h, "dh": dh,
+               "dy": dy, "ldy": ldy, "da": blank}, expected  # fmt: skip
 
 
 def lstm_options(opt):
@@ -497,9 +517,11 @@ def lstm_backward(source):
         peephole = source(3, H) if opt["peephole"] else None
         dcn = source(B, H) if opt["deferred"] else None
         dy, ldy = maybe_rows(source, opt["dy"], B, H, source)
+        first, last, only = some_units(source, H)
+        blank = source.blank(B, G * H)
 
         def expected(ar, G=G, gates=gates, cp=c_prev, dh=dh, dc=dc, tc=tanh_c, c=c, p=peephole,
-                     dcn=dcn, dy=dy, opt=opt):  # fmt: skip
+                     dcn=dcn, dy=dy, opt=opt, only=only, blank=blank):  # fmt: skip
             d, tc, cp, e = plus(ar, dh, dy), ar.array(tc), ar.array(cp), ar.array(dc)
             parts = np.split(ar.array(gates), G, axis=1)
             i, f, g, o = (parts[0], 1 - parts[0], *parts[1:]) if G == 3 else parts
@@ -519,11 +541,11 @@ def lstm_backward(source):
             if p is not None:
                 e = ar.fma(dz_i, p[0], e)
                 e = e if G == 3 else ar.fma(dz_f, p[1], e)
-            return {"dc": e, "da": da}
+            return {"dc": only(e, dc), "da": only(da, blank)}
 
-        yield {"B": B, "H": H, "opt": lstm_options(opt), "gates": gates, "peephole": peephole,
-               "c_prev": c_prev, "tanh_c": tanh_c, "c": c, "dh": dh, "dy": dy, "ldy": ldy,
-               "dcn": dcn, "dc": dc, "da": source.blank(B, G * H)}, expected  # fmt: skip
+        yield {"B": B, "H": H, "first": first, "last": last, "opt": lstm_options(opt),
+               "gates": gates, "peephole": peephole, "c_prev": c_prev, "tanh_c": tanh_c, "c": c,
+               "dh": dh, "dy": dy, "ldy": ldy, "dcn": dcn, "dc": dc, "da": blank}, expected  # fmt: skip
 
 
 @case("lstm_output_backward")
@@ -572,18 +594,23 @@ def gru_backward(source):
         gates, u, h, dh = source.unit(B, 3 * H), source(B, H), source(B, H), source(B, H)
         dy, ldy = maybe_rows(source, opt["dy"], B, H, source)
 
-        def expected(ar, gates=gates, u=u, h=h, dh=dh, dy=dy, gate=opt["gate"]):
+        first, last, only = some_units(source, H)
+        blank = source.blank(B, 3 * H)
+
+        def expected(ar, gates=gates, u=u, h=h, dh=dh, dy=dy, gate=opt["gate"], only=only,
+                     blank=blank):  # fmt: skip
             d = plus(ar, dh, dy)
             r, z, n = np.split(ar.array(gates), 3, axis=1)
             da_n = d * (1 - z) * ar.fma(-n, n, dh.dtype.type(1))
             da_z = d * (ar.array(h) - n) * ar.derivative(gate, z)
             da_r = da_n * u * ar.derivative(gate, r)
-            return {"dh": d * z, "dax": np.concatenate([da_r, da_z, da_n], axis=1),
-                    "dah": np.concatenate([da_r, da_z, da_n * r], axis=1)}  # fmt: skip
+            dax = np.concatenate([da_r, da_z, da_n], axis=1)
+            dah = np.concatenate([da_r, da_z, da_n * r], axis=1)
+            return {"dh": only(d * z, dh), "dax": only(dax, blank), "dah": only(dah, blank)}
 
-        yield {"B": B, "H": H, "gate": opt["gate"], "gates": gates, "u": u, "h_prev": h, "dh": dh,
-               "dy": dy, "ldy": ldy, "dax": source.blank(B, 3 * H),
-               "dah": source.blank(B, 3 * H)}, expected  # fmt: skip
+        yield {"B": B, "H": H, "first": first, "last": last, "gate": opt["gate"], "gates": gates,
+               "u": u, "h_prev": h, "dh": dh, "dy": dy, "ldy": ldy, "dax": blank,
+               "dah": blank}, expected  # fmt: skip
 
 
 @case("gru_before_gates")
@@ -864,16 +891,7 @@ def step_inputs(source, shape, gates, P):
         r, z, u = np.split(ar.array(fused.matmul(h, w_hh.T, second)), 3, axis=1)
         return r, z, u, ar.array(a[:, 2 * H :])
 
-    def only(new, old):
-        """Units first..last-1 of every gate of `new`, the others as they were."""
-        if new is None:
-            return None
-        out = np.array(old)
-        for at in range(0, out.shape[1], H) if H else ():
-            out[:, at + first : at + last] = np.asarray(new)[:, at + first : at + last]
-        return out
-
-    return args, products, only
+    return args, products, lambda new, old: units_of(new, old, H, first, last)
 
 
 @case("rnn_step")
