@@ -13,8 +13,8 @@ typedef struct {
 
 /* Rows of a tile; blocks of rows whose gates are applied together; room for their accumulators.
  * RF_SHARED: the registers do not hold all gates of a tile of more than three rows. Then its
- * pre-activations are a product like any other, in which so many k pass before the next block of rows
- * that a tile's weights stay in the second cache. */
+ * pre-activations are a product like any other, of so many k at a time that a line of weights for each
+ * of them, 16 kB, stays in the first cache while all rows pass. */
 #undef RF_TOGETHER
 #undef RF_SHARED
 #if VL == 1
@@ -30,7 +30,7 @@ enum { FN(chain_rows) = 6, FN(chain_size) = RF_TOGETHER * 24 * VL };
 #define RF_SHARED 1
 enum { FN(chain_rows) = 6, FN(chain_size) = RF_TOGETHER * 6 * 4 * RF_TILE };
 #endif
-enum { FN(chain_k) = 2048 / sizeof(REAL) };
+enum { FN(chain_k) = 256 };
 
 /* One operand: acc[g] += a[.,p] m[p,first+g] for p ascending, Q of G gates; the third gate goes to
  * acc[last]. Of 16 registers 12 are accumulators and the others hold the weights of one p, or the
@@ -145,24 +145,20 @@ RF_INLINE void FN(chain_tile)(const int R, const int G, const int NV, const int 
 }
 
 #if RF_SHARED
-/* C += A B for a tile's n columns; a function of its own, as its loops need all integer registers. */
-static __attribute__((noinline)) void FN(tile_product)(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k,
-                                                       const REAL *a, ptrdiff_t lda, const REAL *b,
-                                                       ptrdiff_t ldb, const REAL *ahead, REAL *c,
-                                                       ptrdiff_t ldc) {
-#define RF_PRODUCT(R, NV)                                                                       \
+/* C += A B for two vectors of columns; a function of its own, as its loop needs all integer registers. */
+static __attribute__((noinline)) void FN(two_vectors)(ptrdiff_t m, ptrdiff_t k, const REAL *a,
+                                                      ptrdiff_t lda, const REAL *b, ptrdiff_t ldb,
+                                                      const REAL *ahead, REAL *c, ptrdiff_t ldc) {
+#define RF_PRODUCT(R)                                                                           \
     case R:                                                                                     \
-        if (ahead) {                                                                            \
-            FN(gemm_tile)(R, NV, VL, k, a, lda, 1, b, ldb, 0, 1, ahead, c, ldc);                \
-            b += NV * VL, c += NV * VL, n -= NV * VL;                                           \
-        }                                                                                       \
-        FN(gemm_rows)(R, NV, n, k, a, lda, 1, b, ldb, 0, 1, c, ldc);                            \
+        if (ahead) FN(gemm_tile)(R, 2, VL, k, a, lda, 1, b, ldb, 0, 1, ahead, c, ldc);          \
+        else FN(gemm_tile)(R, 2, VL, k, a, lda, 1, b, ldb, 0, 1, NULL, c, ldc);                 \
         break;
     switch (m) {
-        RF_PRODUCT(3, FN(nv4))
-        RF_PRODUCT(4, FN(nv4))
-        RF_PRODUCT(5, FN(nv6))
-        RF_PRODUCT(6, FN(nv6))
+        RF_PRODUCT(3)
+        RF_PRODUCT(4)
+        RF_PRODUCT(5)
+        RF_PRODUCT(6)
     }
 #undef RF_PRODUCT
 }
@@ -188,35 +184,56 @@ RF_INLINE const REAL *FN(line_of)(const int G, const FN(chain) *s, FN(part) q, p
     return s->wh + at * s->P + q.h0 * G * panel + first - x;
 }
 
-/* The same of a part, for `rows` rows from b on, into z, whose gates lie `wide` apart. Where weights
- * are far, each block of rows fetches so many lines of the next part as there are k in this. */
-static void FN(shared_tile)(const int G, const int split, const int wide, FN(part) q, FN(part) next,
-                            ptrdiff_t block, ptrdiff_t rows, const FN(chain) *s, ptrdiff_t b, REAL *z,
-                            ptrdiff_t ldz) {
-    const ptrdiff_t panel = G == 1 ? RF_PANEL : RF_TILE, x_k = q.x1 - q.x0, h_k = q.h1 - q.h0;
-    const ptrdiff_t at = q.j / panel * panel * G, right = q.j % panel, lines = block * (x_k + h_k);
-    if (q.x0 + q.h0 == 0)
-        for (ptrdiff_t r = 0; r < rows; r++)
-            for (int g = 0; g < G + split; g++) {
-                const REAL *from = s->start;
-                if (split && g == 2) from = s->bias_n ? s->bias_n + q.j : NULL;
-                else if (from) from += (b + r) * s->lds + (g == 3 && split ? 2 : g) * s->H + q.j;
-                for (int v = 0; v < wide; v += VL)
-                    v_store(z + r * ldz + g * wide + v, from ? v_load(from + v) : v_zero());
-            }
+/* The blocks of rows that a tile has, as RF_EACH_TILE counts them: from `block` to `end`, rows from b. */
+typedef struct {
+    ptrdiff_t block, end, b, least, larger;
+} FN(blocks);
+
+/* z += a w for n columns, w's rows ldw apart: two vectors of columns at a time, which stay in the first
+ * cache while all rows pass. The first rows fetch as many lines of the next part, from `line` on. */
+static void FN(blocks_product)(const int G, const FN(chain) *s, const FN(part) *next, ptrdiff_t line,
+                               FN(blocks) q, ptrdiff_t n, ptrdiff_t k, const REAL *a, ptrdiff_t lda,
+                               const REAL *w, ptrdiff_t ldw, REAL *z, ptrdiff_t ldz) {
+    for (ptrdiff_t j = 0; j < n; j += 2 * VL, line += k) {
+        const REAL *ahead = s->fetch && next ? FN(line_of)(G, s, *next, line) : NULL;
+        for (ptrdiff_t block = q.block, i = 0, rows; block < q.end; block++, i += rows) {
+            rows = FN(block_rows)(q.least, q.larger, block);
+            FN(two_vectors)(rows, k, a + (q.b + i) * lda, lda, w + j, ldw, ahead, z + i * ldz + j,
+                            ldz);
+            ahead = NULL;
+        }
+    }
+}
+
+/* A part's pre-activations in z, whose gates lie `wide` apart; returns the number of rows. */
+static ptrdiff_t FN(shared_tile)(const int G, const int split, const int wide, FN(part) p,
+                                 FN(part) next, FN(blocks) q, const FN(chain) *s, REAL *z,
+                                 ptrdiff_t ldz) {
+    const ptrdiff_t panel = G == 1 ? RF_PANEL : RF_TILE, x_k = p.x1 - p.x0, h_k = p.h1 - p.h0;
+    const ptrdiff_t at = p.j / panel * panel * G, right = p.j % panel;
+    ptrdiff_t n = 0;
+    for (ptrdiff_t block = q.block; block < q.end; block++)
+        n += FN(block_rows)(q.least, q.larger, block);
+    for (ptrdiff_t r = 0; r < n && p.x0 + p.h0 == 0; r++)
+        for (int g = 0; g < G + split; g++) {
+            const REAL *from = s->start;
+            if (split && g == 2) from = s->bias_n ? s->bias_n + p.j : NULL;
+            else if (from) from += (q.b + r) * s->lds + (g == 3 && split ? 2 : g) * s->H + p.j;
+            for (int v = 0; v < wide; v += VL)
+                v_store(z + r * ldz + g * wide + v, from ? v_load(from + v) : v_zero());
+        }
     if (x_k) {
-        const REAL *x = s->x + b * s->inputs + q.x0;
-        const REAL *w = s->wx + at * s->inputs + q.x0 * G * panel + right;
-        FN(tile_product)(rows, (split ? 2 : G) * wide, x_k, x, s->inputs, w, G * panel,
-                         s->fetch ? FN(line_of)(G, s, next, lines) : NULL, z, ldz);
+        const REAL *x = s->x + p.x0, *w = s->wx + at * s->inputs + p.x0 * G * panel + right;
+        FN(blocks_product)(G, s, &next, 0, q, (split ? 2 : G) * wide, x_k, x, s->inputs, w, G * panel,
+                           z, ldz);
         if (split)
-            FN(tile_product)(rows, wide, x_k, x, s->inputs, w + 2 * panel, G * panel, NULL,
-                             z + 3 * wide, ldz);
+            FN(blocks_product)(G, s, &next, 2 * wide / (2 * VL) * x_k, q, wide, x_k, x, s->inputs,
+                               w + 2 * panel, G * panel, z + 3 * wide, ldz);
     }
     if (h_k)
-        FN(tile_product)(rows, G * wide, h_k, s->h + b * s->P + q.h0, s->P,
-                         s->wh + at * s->P + q.h0 * G * panel + right, G * panel,
-                         s->fetch ? FN(line_of)(G, s, next, lines + x_k) : NULL, z, ldz);
+        FN(blocks_product)(G, s, &next, G * wide / (2 * VL) * x_k, q, G * wide, h_k, s->h + p.h0, s->P,
+                           s->wh + at * s->P + p.h0 * G * panel + right, G * panel, z, ldz);
+    return n;
 }
 #endif
 
@@ -288,18 +305,14 @@ RF_CHAINS(chain4, 4, 0, RF_NV4)
 #define RF_SHARED_TILE(name, s)                                                                \
     const ptrdiff_t K = ((s)->wx ? (s)->inputs : 0) + (s)->P;                                  \
     const ptrdiff_t cuts = (K + FN(chain_k) - 1) / FN(chain_k);                                \
+    const FN(blocks) q = {done, end, b, least, larger};                                        \
     for (ptrdiff_t cut = 0; cut < cuts; cut++) {                                               \
         const int end_of_tile = cut + 1 == cuts;                                               \
-        const FN(part) q = FN(part_of)(s, j, cut, cuts);                                       \
-        const FN(part) next = FN(part_of)(s, end_of_tile ? follow : j, end_of_tile ? 0 : cut + 1, \
-                                          cuts);                                               \
-        rows = 0;                                                                              \
-        for (ptrdiff_t block = done; block < end; block++) {                                   \
-            const ptrdiff_t more = FN(block_rows)(least, larger, block);                       \
-            FN(shared_tile)(FN(name##_products), FN(name##_gates) - FN(name##_products),       \
-                            (int)ldw, q, next, block, more, (s), b + rows, z + rows * ldz, ldz); \
-            rows += more;                                                                      \
-        }                                                                                      \
+        rows = FN(shared_tile)(                                                                \
+            FN(name##_products), FN(name##_gates) - FN(name##_products), (int)ldw,             \
+            FN(part_of)(s, j, cut, cuts),                                                      \
+            FN(part_of)(s, end_of_tile ? follow : j, end_of_tile ? 0 : cut + 1, cuts), q, (s), z, \
+            ldz);                                                                              \
     }
 #else
 #define RF_SHARED_TILE(name, s)
