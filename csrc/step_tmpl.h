@@ -31,6 +31,10 @@ enum { FN(chain_rows) = 6, FN(chain_size) = RF_TOGETHER * 24 * VL };
 enum { FN(chain_rows) = 6, FN(chain_size) = RF_TOGETHER * 6 * 4 * RF_TILE };
 #endif
 enum { FN(chain_k) = 256 };
+/* twice as many where lines of the same gate are 4 or 8 apart, so that they do not stay there */
+RF_INLINE ptrdiff_t FN(chain_k_of)(const int G) {
+    return G == 3 || sizeof(REAL) > 4 ? FN(chain_k) : 2 * FN(chain_k);
+}
 
 /* One operand: acc[g] += a[.,p] m[p,first+g] for p ascending, Q of G gates; the third gate goes to
  * acc[last]. Of 16 registers 12 are accumulators and the others hold the weights of one p, or the
@@ -190,19 +194,30 @@ typedef struct {
 } FN(blocks);
 
 /* z += a w for n columns, w's rows ldw apart: two vectors of columns at a time, which stay in the first
- * cache while all rows pass. The first rows fetch as many lines of the next part, from `line` on. */
+ * cache while all rows pass; or, where they do not because rows a power of two apart meet in the same
+ * sets, a block of rows at a time, if not all rows stay there. The first rows fetch as many lines of the
+ * next part, from `line` on. */
 static void FN(blocks_product)(const int G, const FN(chain) *s, const FN(part) *next, ptrdiff_t line,
-                               FN(blocks) q, ptrdiff_t n, ptrdiff_t k, const REAL *a, ptrdiff_t lda,
-                               const REAL *w, ptrdiff_t ldw, REAL *z, ptrdiff_t ldz) {
-    for (ptrdiff_t j = 0; j < n; j += 2 * VL, line += k) {
-        const REAL *ahead = s->fetch && next ? FN(line_of)(G, s, *next, line) : NULL;
-        for (ptrdiff_t block = q.block, i = 0, rows; block < q.end; block++, i += rows) {
-            rows = FN(block_rows)(q.least, q.larger, block);
-            FN(two_vectors)(rows, k, a + (q.b + i) * lda, lda, w + j, ldw, ahead, z + i * ldz + j,
-                            ldz);
-            ahead = NULL;
+                               FN(blocks) q, ptrdiff_t rows, ptrdiff_t n, ptrdiff_t k, const REAL *a,
+                               ptrdiff_t lda, const REAL *w, ptrdiff_t ldw, REAL *z, ptrdiff_t ldz) {
+    const int by_rows = FN(chain_k_of)(G) > FN(chain_k) && rows * k * (ptrdiff_t)sizeof(REAL) > 8192;
+    ptrdiff_t m;
+#define RF_TWO_VECTORS                                                                          \
+    FN(two_vectors)(m, k, a + (q.b + i) * lda, lda, w + j, ldw,                                 \
+                    s->fetch && !i ? FN(line_of)(G, s, *next, line + j / (2 * VL) * k) : NULL,  \
+                    z + i * ldz + j, ldz)
+    if (by_rows)
+        for (ptrdiff_t block = q.block, i = 0; block < q.end; block++, i += m) {
+            m = FN(block_rows)(q.least, q.larger, block);
+            for (ptrdiff_t j = 0; j < n; j += 2 * VL) RF_TWO_VECTORS;
         }
-    }
+    else
+        for (ptrdiff_t j = 0; j < n; j += 2 * VL)
+            for (ptrdiff_t block = q.block, i = 0; block < q.end; block++, i += m) {
+                m = FN(block_rows)(q.least, q.larger, block);
+                RF_TWO_VECTORS;
+            }
+#undef RF_TWO_VECTORS
 }
 
 /* A part's pre-activations in z, whose gates lie `wide` apart; returns the number of rows. */
@@ -224,14 +239,14 @@ static ptrdiff_t FN(shared_tile)(const int G, const int split, const int wide, F
         }
     if (x_k) {
         const REAL *x = s->x + p.x0, *w = s->wx + at * s->inputs + p.x0 * G * panel + right;
-        FN(blocks_product)(G, s, &next, 0, q, (split ? 2 : G) * wide, x_k, x, s->inputs, w, G * panel,
+        FN(blocks_product)(G, s, &next, 0, q, n, (split ? 2 : G) * wide, x_k, x, s->inputs, w, G * panel,
                            z, ldz);
         if (split)
-            FN(blocks_product)(G, s, &next, 2 * wide / (2 * VL) * x_k, q, wide, x_k, x, s->inputs,
+            FN(blocks_product)(G, s, &next, 2 * wide / (2 * VL) * x_k, q, n, wide, x_k, x, s->inputs,
                                w + 2 * panel, G * panel, z + 3 * wide, ldz);
     }
     if (h_k)
-        FN(blocks_product)(G, s, &next, G * wide / (2 * VL) * x_k, q, G * wide, h_k, s->h + p.h0, s->P,
+        FN(blocks_product)(G, s, &next, G * wide / (2 * VL) * x_k, q, n, G * wide, h_k, s->h + p.h0, s->P,
                            s->wh + at * s->P + p.h0 * G * panel + right, G * panel, z, ldz);
     return n;
 }
@@ -304,7 +319,7 @@ RF_CHAINS(chain4, 4, 0, RF_NV4)
 #if RF_SHARED
 #define RF_SHARED_TILE(name, s)                                                                \
     const ptrdiff_t K = ((s)->wx ? (s)->inputs : 0) + (s)->P;                                  \
-    const ptrdiff_t cuts = (K + FN(chain_k) - 1) / FN(chain_k);                                \
+    const ptrdiff_t most = FN(chain_k_of)(FN(name##_products)), cuts = (K + most - 1) / most;   \
     const FN(blocks) q = {done, end, b, least, larger};                                        \
     for (ptrdiff_t cut = 0; cut < cuts; cut++) {                                               \
         const int end_of_tile = cut + 1 == cuts;                                               \
