@@ -12,10 +12,10 @@ copy = mkdir -p $(1) && git ls-files -z -co --exclude-standard | \
 	xargs -0 sh -c 'for f; do test -e "$$f" && printf "%s\0" "$$f"; done' sh | \
 	tar -c --null -T - | tar -x -C $(1)
 
-.PHONY: help dev test test-isa asan tsan annotate bench readme peers promises sweep thorough lint wheel clean
+.PHONY: help dev test test-isa test-avx512 asan tsan annotate bench readme peers promises sweep thorough lint wheel clean
 
 help:  ## this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' Makefile
 
 dev:  ## .venv with an editable install and everything the other targets use
 	python3 -m venv .venv
@@ -28,6 +28,14 @@ test-isa:  ## the suite on each instruction set of this CPU, newest first, and w
 	@set -e; for isa in $$($(PY) -c "from rnnfast import _kernels; print(*reversed(_kernels.isas()))"); do \
 		echo "== RNNFAST_ISA=$$isa"; RNNFAST_ISA=$$isa $(PYTEST) -q $(TESTS); done
 	@echo "== OPENBLAS_CORETYPE=Haswell"; OPENBLAS_CORETYPE=Haswell $(PYTEST) -q $(TESTS)
+
+AVX512_TESTS ?= tests/test_kernels.py tests/test_invariance.py
+test-avx512:  ## tests of the AVX-512 kernels on a CPU with AVX2, each vector as two (AVX512_TESTS=...)
+	$(call copy,build/avx512)
+	$(PY) tools/emulate_avx512.py build/avx512/csrc
+	cd build/avx512 && RNNFAST_CFLAGS=-O1 $(python) setup.py -q build_ext --inplace
+	cd build/avx512 && PYTHONPATH=$(CURDIR)/build/avx512 $(python) -m pytest -q -p no:cacheprovider \
+		$(AVX512_TESTS)
 
 thorough:  ## the suite with many more random cases, and the slow tests
 	HYPOTHESIS_PROFILE=thorough $(PYTEST) $(TESTS)

@@ -159,10 +159,11 @@ def text(result):
     """All of it as Markdown."""
     found = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     threads = f"{result['threads']} thread{'s' * (result['threads'] > 1)}"
-    return (f"{result['cpu']}, {threads}, float32; a core reached {result['peak']:.0f} GFLOP/s of "
-            f"fma, and read {result['L2']:.0f} GB/s from its second cache, {result['L3']:.0f} from "
-            f"the third. {found}. GFLOP/s by median time, steps of a stream in microseconds; lost "
-            f"cells in bold.\n\n" + "\n".join(summary(result)) + "\n\n" + table(result) + "\n")
+    return (f"{result['cpu']}, kernels {result['isa']}, {threads}, float32; a core reached "
+            f"{result['peak']:.0f} GFLOP/s of fma, and read {result['L2']:.0f} GB/s from its "
+            f"second cache, {result['L3']:.0f} from the third. {found}. GFLOP/s by median time, "
+            "steps of a stream in microseconds; lost cells in bold.\n\n" + "\n".join(summary(result)) + "\n\n"
+            + table(result) + "\n")
 
 
 def plot(result, path):
@@ -209,14 +210,16 @@ def main():
     for name in ("OMP", "OPENBLAS", "MKL", "RNNFAST"):
         os.environ[f"{name}_NUM_THREADS"] = str(args.threads)
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "14")  # else its threads spin for 30 ms
-    from rnnfast import _bench, _peers
+    from rnnfast import _bench, _peers, get_isa
 
     names = ["fused", "blas", *_peers.installed()]
     for name in sorted(set(_peers.PEERS) - set(names)):
         print(f"left out: {name} is not installed")
-    out = Path(args.out or Path(__file__).parent / "results" / f"grid-{args.threads}.json")
-    result = {"cpu": cpu(), "threads": args.threads, "versions": versions(names), "peak": peak(),
-              "L2": bandwidth(1 << 19), "L3": bandwidth(1 << 23), "rows": []}
+    name = f"grid-{args.threads}-{get_isa()}.json"
+    out = Path(args.out or Path(__file__).parent / "results" / name)
+    result = {"cpu": cpu(), "isa": get_isa(), "threads": args.threads,
+              "versions": versions(names), "peak": peak(), "L2": bandwidth(1 << 19),
+              "L3": bandwidth(1 << 23), "rows": []}
     for use, work in works(args.threads):
         if args.only not in str(work):
             continue

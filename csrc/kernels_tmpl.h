@@ -785,8 +785,8 @@ static double KN(quadratic_error)(ptrdiff_t N, ptrdiff_t V, const REAL *y, const
 /* C[m,n] = A B, or C + A B: every element is ONE chain of fma over k ascending, from 0 or from C.
  * Rows, columns and k are divided freely: no division changes a chain. A tile of MR rows by NV
  * vectors, of which the last holds w elements, stays in registers; MR and NV are constants after
- * inlining. Its columns lie in one panel of B or fill two. ahead: k lines to fetch into the second cache
- * meanwhile, or NULL. */
+ * inlining. Its columns lie in one panel of B or fill two. ahead: k lines to fetch into the second
+ * cache meanwhile, or NULL. */
 RF_INLINE void FN(gemm_tile)(const int MR, const int NV, ptrdiff_t w, ptrdiff_t k, const REAL *a,
                              ptrdiff_t ars, ptrdiff_t acs, const REAL *b, ptrdiff_t ldb,
                              ptrdiff_t panel, int add, const REAL *ahead, REAL *c,
@@ -915,7 +915,8 @@ static void KN(gemm)(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, const REAL *a, ptrdi
         for (ptrdiff_t i = 0; i < m; i++) memset(c + i * ldc, 0, (size_t)n * sizeof *c);
     /* What is copied must be read often enough: B once per six rows (more pay with AVX2, whose rows of
      * a tile are half as long), A once per NC columns. */
-    const int copy_b = panel == RF_PANEL && m > (RF_REGISTERS == 32 ? 12 : 64), copy_a = acs != 1 && n > FN(gemm_nc);
+    const int copy_b = panel == RF_PANEL && m > (RF_REGISTERS == 32 ? 12 : 64);
+    const int copy_a = acs != 1 && n > FN(gemm_nc);
     const ptrdiff_t most = acs == 1 ? FN(gemm_kc) : FN(gemm_kt), cuts = (k + most - 1) / most;
     /* long rows of A may pass from the third cache, for every column block again */
     const ptrdiff_t parts = acs == 1 && k >= 128 ? m > 0 : (m + FN(gemm_mc) - 1) / FN(gemm_mc);

@@ -38,9 +38,9 @@ RF_INLINE ptrdiff_t FN(chain_k_of)(const int G) {
 
 /* One operand: acc[g] += a[.,p] m[p,first+g] for p ascending, Q of G gates; the third gate goes to
  * acc[last]. Of 16 registers 12 are accumulators and the others hold the weights of one p, or the
- * inputs of R rows. To fetch, with AVX-512: what comes 8 p later into the first cache, and a line of the
- * next tile into the second, of which each block of rows fetches another part. Where the weights are
- * near, that costs 4 to 8 % for nothing; AVX2 on Zen 3 loses 17 to 26 % by it where they are far. */
+ * inputs of R rows. To fetch, with AVX-512: what comes 8 p later into the first cache, and a line of
+ * the next tile into the second, of which each block of rows fetches another part. Where the weights
+ * are near, that costs 4 to 8 % for nothing; AVX2 on Zen 3 lost 17 % by it where they are far. */
 #define RF_CHAIN(k, a, packed, last)                                                          \
     do {                                                                                      \
         const ptrdiff_t K = (k), wide = G == 1 ? RF_PANEL : RF_TILE;                           \
@@ -149,7 +149,7 @@ RF_INLINE void FN(chain_tile)(const int R, const int G, const int NV, const int 
 }
 
 #if RF_SHARED
-/* C += A B for two vectors of columns; a function of its own, as its loop needs all integer registers. */
+/* C += A B for two vectors of columns; a function of its own: its loop needs all integer registers. */
 static __attribute__((noinline)) void FN(two_vectors)(ptrdiff_t m, ptrdiff_t k, const REAL *a,
                                                       ptrdiff_t lda, const REAL *b, ptrdiff_t ldb,
                                                       const REAL *ahead, REAL *c, ptrdiff_t ldc) {
@@ -188,15 +188,15 @@ RF_INLINE const REAL *FN(line_of)(const int G, const FN(chain) *s, FN(part) q, p
     return s->wh + at * s->P + q.h0 * G * panel + first - x;
 }
 
-/* The blocks of rows that a tile has, as RF_EACH_TILE counts them: from `block` to `end`, rows from b. */
+/* Blocks of rows as RF_EACH_TILE counts them: from `block` to `end`; the first begins at row b. */
 typedef struct {
     ptrdiff_t block, end, b, least, larger;
 } FN(blocks);
 
-/* z += a w for n columns, w's rows ldw apart: two vectors of columns at a time, which stay in the first
- * cache while all rows pass; or, where they do not because rows a power of two apart meet in the same
- * sets, a block of rows at a time, if not all rows stay there. The first rows fetch as many lines of the
- * next part, from `line` on. */
+/* z += a w for n columns, w's rows ldw apart: two vectors of columns at a time, which stay in the
+ * first cache while all rows pass; or, where they do not because rows a power of two apart meet in the
+ * same sets, a block of rows at a time, if not all rows stay there. The first rows fetch as many lines
+ * of the next part, from `line` on. */
 static void FN(blocks_product)(const int G, const FN(chain) *s, const FN(part) *next, ptrdiff_t line,
                                FN(blocks) q, ptrdiff_t rows, ptrdiff_t n, ptrdiff_t k, const REAL *a,
                                ptrdiff_t lda, const REAL *w, ptrdiff_t ldw, REAL *z, ptrdiff_t ldz) {
@@ -239,15 +239,16 @@ static ptrdiff_t FN(shared_tile)(const int G, const int split, const int wide, F
         }
     if (x_k) {
         const REAL *x = s->x + p.x0, *w = s->wx + at * s->inputs + p.x0 * G * panel + right;
-        FN(blocks_product)(G, s, &next, 0, q, n, (split ? 2 : G) * wide, x_k, x, s->inputs, w, G * panel,
-                           z, ldz);
+        FN(blocks_product)(G, s, &next, 0, q, n, (split ? 2 : G) * wide, x_k, x, s->inputs, w,
+                           G * panel, z, ldz);
         if (split)
             FN(blocks_product)(G, s, &next, 2 * wide / (2 * VL) * x_k, q, n, wide, x_k, x, s->inputs,
                                w + 2 * panel, G * panel, z + 3 * wide, ldz);
     }
     if (h_k)
-        FN(blocks_product)(G, s, &next, G * wide / (2 * VL) * x_k, q, n, G * wide, h_k, s->h + p.h0, s->P,
-                           s->wh + at * s->P + p.h0 * G * panel + right, G * panel, z, ldz);
+        FN(blocks_product)(G, s, &next, G * wide / (2 * VL) * x_k, q, n, G * wide, h_k,
+                           s->h + p.h0, s->P, s->wh + at * s->P + p.h0 * G * panel + right, G * panel,
+                           z, ldz);
     return n;
 }
 #endif
@@ -313,8 +314,8 @@ RF_CHAINS(chain4, 4, 0, RF_NV4)
 /* Runs its body for `rows` rows from b and `units` units from j, their pre-activations in z, rows
  * ldz and gates ldg apart. Row blocks are inside: a tile's weights stay near while they pass; the
  * gates of several blocks are applied together, which is for layers of few units: with 8 a step is
- * 1.14 times as fast, with many no different. `back`: from the last tile to the first, so that a step begins with the weights that
- * the step before it, which went forth, has left in the caches. */
+ * 1.14 times as fast, with many no different. `back`: from the last tile to the first, so that a step
+ * begins with the weights that the step before it, which went forth, has left in the caches. */
 #undef RF_SHARED_TILE
 #if RF_SHARED
 #define RF_SHARED_TILE(name, s)                                                                \

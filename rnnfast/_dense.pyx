@@ -445,6 +445,7 @@ def activation_backward(name, y, dy):
         if num == cnp.NPY_FLOAT:
             K.rnn_backward(1, n, 0, n, f, <float *>py, <float *>pd, <float *>NULL, n, <float *>px)
         else:
-            K.rnn_backward(1, n, 0, n, f, <double *>py, <double *>pd, <double *>NULL, n, <double *>px)
+            K.rnn_backward(1, n, 0, n, f, <double *>py, <double *>pd, <double *>NULL, n,
+                           <double *>px)
         K.leave(mode)
     return dx

@@ -19,11 +19,12 @@ cdef void gemm_weights(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const real_t *a
                        const real_t *w, const real_t *packed, real_t beta, real_t *c,
                        Py_ssize_t ldc) noexcept nogil
 
-# The same for columns first to last, multiples of PANEL or n, with what `panels` made of B [k,n]; from
-# the last columns to the first where `back`.
 cdef enum:
     PANEL = 64  # RF_PANEL and RF_TILE of csrc/kernels_tmpl.h
     TILE = 16
+
+# The same for columns first to last, multiples of PANEL or n, with what `panels` made of B [k,n];
+# from the last columns to the first where `back`.
 cdef void gemm_panels(bint back, Py_ssize_t m, Py_ssize_t first, Py_ssize_t last, Py_ssize_t k,
                       const real_t *a, Py_ssize_t lda, const real_t *packed, real_t beta, real_t *c,
                       Py_ssize_t ldc) noexcept nogil

@@ -545,7 +545,8 @@ def lstm_backward(source):
 
         yield {"B": B, "H": H, "first": first, "last": last, "opt": lstm_options(opt),
                "gates": gates, "peephole": peephole, "c_prev": c_prev, "tanh_c": tanh_c, "c": c,
-               "dh": dh, "dy": dy, "ldy": ldy, "dcn": dcn, "dc": dc, "da": blank}, expected  # fmt: skip
+               "dh": dh, "dy": dy, "ldy": ldy, "dcn": dcn, "dc": dc,
+               "da": blank}, expected  # fmt: skip
 
 
 @case("lstm_output_backward")
@@ -855,8 +856,8 @@ def _(source):
 
 
 # n, H and inputs of the kernels of whole steps: every number of rows of a tile, alone and among
-# others; parts of vectors, several vectors and tiles; rows with fewer units than any vector; more k and
-# more rows than one pass over a tile covers
+# others; parts of vectors, several vectors and tiles; rows with fewer units than any vector; more k
+# and more rows than one pass over a tile covers
 STEPS = [(0, 3, 2), (1, 1, 1), (1, 35, 2), (1, 64, 1), (2, 33, 0), (2, 16, 3), (3, 40, 1),
          (4, 17, 2), (5, 16, 1), (6, 9, 2), (7, 20, 1), (8, 16, 1), (13, 5, 3), (2, 8, 1),
          (3, 3, 0), (4, 15, 1), (5, 7, 2), (6, 1, 1), (7, 2, 1), (17, 8, 1),

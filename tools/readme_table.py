@@ -116,17 +116,18 @@ def paste_functions(path):
 
 
 def paste_peers(results):
-    """What `make peers` and `make promises` have written."""
-    for name in ("grid-1", "grid-2", "promises"):
-        text = results / f"{name}.md"
-        if text.exists():
-            paste(ROOT / "docs" / "peers.md", text.read_text(encoding="utf-8"), name)
-    grid = results / "grid-1.md"
-    if grid.exists():
-        lines = [line for line in grid.read_text(encoding="utf-8").splitlines()
-                 if line.startswith("- ")]  # fmt: skip
-        paste(ROOT / "README.md", "\n".join(lines), "peers")
-        shutil.copy(results / "grid-1.png", ROOT / "docs" / "peers.png")
+    """What `make peers` and `make promises` have written, for each instruction set."""
+    for path in sorted([*results.glob("grid-*.md"), *results.glob("promises-*.md")]):
+        paste(ROOT / "docs" / "peers.md", path.read_text(encoding="utf-8"), path.stem)
+    parts = []
+    for path in sorted(results.glob("grid-1-*.md")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        summary = [line for line in lines if line.startswith("- ")]
+        isa = path.stem.split("-")[-1]
+        parts.append(f"Kernels {isa}, {lines[0].split(',')[0]}:\n\n" + "\n".join(summary))
+        shutil.copy(path.with_suffix(".png"), ROOT / "docs" / f"peers-{isa}.png")
+    if parts:
+        paste(ROOT / "README.md", "\n\n".join(parts), "peers")
 
 
 def main(results):
