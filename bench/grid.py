@@ -162,8 +162,8 @@ def text(result):
     return (f"{result['cpu']}, kernels {result['isa']}, {threads}, float32; a core reached "
             f"{result['peak']:.0f} GFLOP/s of fma, and read {result['L2']:.0f} GB/s from its "
             f"second cache, {result['L3']:.0f} from the third. {found}. GFLOP/s by median time, "
-            "steps of a stream in microseconds; lost cells in bold.\n\n" + "\n".join(summary(result)) + "\n\n"
-            + table(result) + "\n")
+            "steps of a stream in microseconds; lost cells in bold.\n\n"
+            + "\n".join(summary(result)) + "\n\n" + table(result) + "\n")
 
 
 def plot(result, path):
@@ -184,10 +184,10 @@ def plot(result, path):
         ax.plot([p[0] for p in points], [p[1] for p in points], "o", ms=5, color=colour,
                 label=name, alpha=0.85)
     ends = min(r["shape"][1] for r in rows) / 2.4, max(r["shape"][1] for r in rows) / 2
-    for name, speed in (("L2", result["L2"]), ("L3", result["L3"])):
+    for name, speed, side in (("L2", result["L2"], 0.95), ("L3", result["L3"], 0.75)):
         knee = result["peak"] / speed
         ax.plot([ends[0], knee], [ends[0] * speed, result["peak"]], color="#888888", lw=1, ls="--")
-        ax.text(knee, result["peak"] / 1.05, f"  {name}: {speed:.0f} GB/s", fontsize=8, va="top")
+        ax.text(knee, result["peak"] * side, f"  {name}: {speed:.0f} GB/s", fontsize=8, va="top")
     ax.axhline(result["peak"], color="#222222", lw=1)
     ax.text(ends[1], result["peak"] * 1.05, f"fma peak of a core: {result['peak']:.0f} GFLOP/s",
             fontsize=8, ha="right")
@@ -218,7 +218,7 @@ def main():
     name = f"grid-{args.threads}-{get_isa()}.json"
     out = Path(args.out or Path(__file__).parent / "results" / name)
     result = {"cpu": cpu(), "isa": get_isa(), "threads": args.threads,
-              "versions": versions(names), "peak": peak(), "L2": bandwidth(1 << 19),
+              "versions": versions(names), "peak": peak(), "L2": bandwidth(1 << 18),
               "L3": bandwidth(1 << 23), "rows": []}
     for use, work in works(args.threads):
         if args.only not in str(work):

@@ -335,8 +335,10 @@ def memory(seconds, cell="lstm", shapes=((64, 64, 512, 512), (365, 256, 30, 128)
                   beside=beside)
 
 
-def blas(seconds, measure=False, path=RESULTS / f"grid-1-{rnnfast.get_isa()}.json"):
-    """Engine blas's time over ours: the worst of the square shapes, by cell and mode."""
+def blas(seconds, measure=False, path=None):
+    """Engine blas's time over ours: the worst of the square shapes, by cell and mode; as in the
+    grid that was measured, unless `measure` or another path says otherwise."""
+    path = path or RESULTS / f"grid-1-{rnnfast.get_isa()}.json"
     if measure:
         rows = []
         for use, work in grid.works(1):

@@ -2,8 +2,8 @@
 
     python tools/emulate_avx512.py build/avx512/csrc
 
-Each vector becomes two of AVX2's, operated on by the verbs of simd/vec_*_avx2.h. The tiles, tails and
-number of registers of the AVX-512 kernels stay, so that the tests see what they compute; the
+Each vector becomes two of AVX2's, operated on by the verbs of simd/vec_*_avx2.h. The tiles, tails
+and number of registers of the AVX-512 kernels stay, so that the tests see what they compute; the
 instructions themselves they do not see. `make test-avx512` builds such a copy and runs tests on it.
 """
 
