@@ -193,17 +193,19 @@ typedef struct {
     ptrdiff_t block, end, b, least, larger;
 } FN(blocks);
 
-/* z += a w for n columns, w's rows ldw apart: two vectors of columns at a time, which stay in the
- * first cache while all rows pass; or, where they do not because rows a power of two apart meet in the
+/* z += a w for n columns, w's rows ldw apart, columns from `edge` on `skip` further (an RNN's units may
+ * begin inside a panel): two vectors of columns at a time, which stay in the first cache while all rows
+ * pass; or, where they do not because rows a power of two apart meet in the
  * same sets, a block of rows at a time, if not all rows stay there. The first rows fetch as many lines
  * of the next part, from `line` on. */
 static void FN(blocks_product)(const int G, const FN(chain) *s, const FN(part) *next, ptrdiff_t line,
                                FN(blocks) q, ptrdiff_t rows, ptrdiff_t n, ptrdiff_t k, const REAL *a,
-                               ptrdiff_t lda, const REAL *w, ptrdiff_t ldw, REAL *z, ptrdiff_t ldz) {
+                               ptrdiff_t lda, const REAL *w, ptrdiff_t ldw, ptrdiff_t edge,
+                               ptrdiff_t skip, REAL *z, ptrdiff_t ldz) {
     const int by_rows = FN(chain_k_of)(G) > FN(chain_k) && rows * k * (ptrdiff_t)sizeof(REAL) > 8192;
     ptrdiff_t m;
 #define RF_TWO_VECTORS                                                                          \
-    FN(two_vectors)(m, k, a + (q.b + i) * lda, lda, w + j, ldw,                                 \
+    FN(two_vectors)(m, k, a + (q.b + i) * lda, lda, w + j + (j < edge ? 0 : skip), ldw,         \
                     s->fetch && !i ? FN(line_of)(G, s, *next, line + j / (2 * VL) * k) : NULL,  \
                     z + i * ldz + j, ldz)
     if (by_rows)
@@ -226,6 +228,7 @@ static ptrdiff_t FN(shared_tile)(const int G, const int split, const int wide, F
                                  ptrdiff_t ldz) {
     const ptrdiff_t panel = G == 1 ? RF_PANEL : RF_TILE, x_k = p.x1 - p.x0, h_k = p.h1 - p.h0;
     const ptrdiff_t at = p.j / panel * panel * G, right = p.j % panel;
+    const ptrdiff_t edge = panel - right; /* of an RNN's panel; more gates never reach it */
     ptrdiff_t n = 0;
     for (ptrdiff_t block = q.block; block < q.end; block++)
         n += FN(block_rows)(q.least, q.larger, block);
@@ -240,15 +243,15 @@ static ptrdiff_t FN(shared_tile)(const int G, const int split, const int wide, F
     if (x_k) {
         const REAL *x = s->x + p.x0, *w = s->wx + at * s->inputs + p.x0 * G * panel + right;
         FN(blocks_product)(G, s, &next, 0, q, n, (split ? 2 : G) * wide, x_k, x, s->inputs, w,
-                           G * panel, z, ldz);
+                           G * panel, G == 1 ? edge : G * wide, panel * (s->inputs - 1), z, ldz);
         if (split)
             FN(blocks_product)(G, s, &next, 2 * wide / (2 * VL) * x_k, q, n, wide, x_k, x, s->inputs,
-                               w + 2 * panel, G * panel, z + 3 * wide, ldz);
+                               w + 2 * panel, G * panel, wide, 0, z + 3 * wide, ldz);
     }
     if (h_k)
         FN(blocks_product)(G, s, &next, G * wide / (2 * VL) * x_k, q, n, G * wide, h_k,
                            s->h + p.h0, s->P, s->wh + at * s->P + p.h0 * G * panel + right, G * panel,
-                           z, ldz);
+                           G == 1 ? edge : G * wide, panel * (s->P - 1), z, ldz);
     return n;
 }
 #endif

@@ -183,7 +183,7 @@ def test_any_number_of_threads(cell, options, dtype, use_threads):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("cell", LAYERS)
-@pytest.mark.parametrize("B", [1, 3])
+@pytest.mark.parametrize("B", [1, 3, 5])
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_few_sequences_on_any_number_of_threads(cell, B, bidirectional, dtype, use_threads):
     """So many weights that the hidden units are divided; 330 divide evenly into nothing."""
