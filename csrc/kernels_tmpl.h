@@ -81,6 +81,7 @@ RF_INLINE v_t FN(act)(rf_act f, v_t x) {
     case RF_SIGMOID: return FN(sigmoid)(x);
     case RF_TANH: return FN(tanh)(x);
     case RF_RELU: return FN(relu)(x);
+    case RF_IDENTITY: return x;
     default: return FN(clip01)(v_fma(v_set1((REAL)f.alpha), x, v_set1((REAL)f.beta)));
     }
 }
@@ -94,6 +95,7 @@ RF_INLINE v_t FN(d_act)(rf_act f, v_t y) {
     case RF_SIGMOID: return FN(d_sigmoid)(y);
     case RF_TANH: return FN(d_tanh)(y);
     case RF_RELU: return v_select(v_lt(zero, y), one, zero);
+    case RF_IDENTITY: return one;
     default:
         return v_select(v_lt(zero, y), v_select(v_lt(y, one), v_set1((REAL)f.alpha), zero), zero);
     }
@@ -305,8 +307,8 @@ RF_INLINE int FN(lstm_is_plain)(const rf_lstm *opt, const REAL *peep) {
     return opt->gate.kind == RF_SIGMOID && !opt->coupled && !(opt->clip > 0) && !peep;
 }
 
-/* The plain LSTM is compiled with its options as constants, the variants share one body. h NULL: F5 is
- * left to lstm_output. */
+/* The plain LSTM is compiled with its options as constants, the variants share one body. h NULL: without
+ * F5. */
 static void FN(lstm_units)(ptrdiff_t B, ptrdiff_t H, const rf_lstm *opt, const REAL *a,
                            ptrdiff_t lda, ptrdiff_t ldg, const REAL *peephole, REAL *c,
                            REAL *gates, ptrdiff_t ldr, ptrdiff_t ldo, REAL *tanh_c, REAL *h,
@@ -327,16 +329,10 @@ static void KN(lstm_forward)(ptrdiff_t B, ptrdiff_t H, const rf_lstm *opt, REAL 
     const ptrdiff_t width = (opt->coupled ? 3 : 4) * H;
     for (ptrdiff_t b = 0; b < B; b++, a += width, c += H) {
         FN(lstm_units)(1, H, opt, a, width, H, peephole, c, a, width, H, tanh_c, h, H, y, ldy);
+        h += H;
         if (tanh_c) tanh_c += H;
-        if (h) h += H;
         if (y) y += ldy;
     }
-}
-
-static void KN(lstm_output)(ptrdiff_t B, ptrdiff_t H, const rf_lstm *opt, const REAL *gates,
-                            const REAL *c, REAL *tanh_c, REAL *h, REAL *y, ptrdiff_t ldy) {
-    const ptrdiff_t G = opt->coupled ? 3 : 4;
-    FN(lstm_output_rows)(B, H, gates + (G - 1) * H, G * H, c, tanh_c, h, H, y, ldy);
 }
 
 RF_INLINE void FN(lstm_backward_rows)(ptrdiff_t B, ptrdiff_t H, ptrdiff_t units, const rf_lstm opt,
@@ -396,33 +392,17 @@ RF_INLINE void FN(lstm_backward_rows)(ptrdiff_t B, ptrdiff_t H, ptrdiff_t units,
 static void KN(lstm_backward)(ptrdiff_t B, ptrdiff_t H, ptrdiff_t first, ptrdiff_t last,
                               const rf_lstm *opt, const REAL *gates, const REAL *peephole,
                               const REAL *c_prev, const REAL *tanh_c, const REAL *c, const REAL *dh,
-                              const REAL *dy, ptrdiff_t ldy, const REAL *dcn, REAL *dc, REAL *da) {
+                              const REAL *dy, ptrdiff_t ldy, REAL *dc, REAL *da) {
     const rf_lstm plain = {{RF_SIGMOID, 0, 0}, 0, 0};
     const ptrdiff_t j = first, n = last - first;
     gates += j, c_prev += j, tanh_c += j, dh += j, dc += j, da += j;
     dy += dy ? j : 0;
-    if (FN(lstm_is_plain)(opt, peephole) && !dcn)
+    if (FN(lstm_is_plain)(opt, peephole))
         FN(lstm_backward_rows)(B, H, n, plain, gates, NULL, c_prev, tanh_c, NULL, dh, dy, ldy, NULL,
                                dc, da);
     else
         FN(lstm_backward_rows)(B, H, n, *opt, gates, peephole ? peephole + j : NULL, c_prev, tanh_c,
-                               c ? c + j : NULL, dh, dy, ldy, dcn ? dcn + j : NULL, dc, da);
-}
-
-static void KN(lstm_output_backward)(ptrdiff_t B, ptrdiff_t H, const rf_lstm *opt,
-                                     const REAL *gates, const REAL *tanh_c, const REAL *dh,
-                                     const REAL *dy, ptrdiff_t ldy, REAL *dcn) {
-    const ptrdiff_t G = opt->coupled ? 3 : 4;
-    for (ptrdiff_t b = 0; b < B; b++) {
-        const REAL *o = gates + (b * G + G - 1) * H;
-        EACH(H, {
-            v_t d = LD(dh);
-            if (dy) d = v_add(d, LD(dy));
-            ST(dcn, v_mul(v_mul(d, LD(o)), FN(d_tanh)(LD(tanh_c))));
-        });
-        tanh_c += H, dh += H, dcn += H;
-        if (dy) dy += ldy;
-    }
+                               c ? c + j : NULL, dh, dy, ldy, NULL, dc, da);
 }
 
 /* ---- GRU ------------------------------------------------------------------------------------ */
@@ -514,39 +494,56 @@ static void KN(gru_backward)(ptrdiff_t B, ptrdiff_t H, ptrdiff_t first, ptrdiff_
     }
 }
 
+/* F3 of a block of units. a: a_r a_z, rows lda and gates ldg apart; h, rh: rows ldh apart; r or NULL and
+ * z: rows ldr apart, may be a. */
+static void FN(gru_before_gates_rows)(ptrdiff_t B, ptrdiff_t H, rf_act gate, const REAL *a,
+                                      ptrdiff_t lda, ptrdiff_t ldg, const REAL *h, REAL *r, REAL *z,
+                                      ptrdiff_t ldr, REAL *rh, ptrdiff_t ldh) {
+    for (ptrdiff_t b = 0; b < B; b++, a += lda, z += ldr, h += ldh, rh += ldh) {
+        EACH(H, {
+            const v_t rn = FN(act)(gate, LD(a));
+            const v_t zn = FN(act)(gate, LD(a + ldg));
+            if (r) ST(r, rn);
+            ST(z, zn);
+            ST(rh, v_mul(rn, LD(h)));
+        });
+        if (r) r += ldr;
+    }
+}
 static void KN(gru_before_gates)(ptrdiff_t B, ptrdiff_t H, rf_act gate, REAL *a, const REAL *h,
                                  REAL *rh) {
-    for (ptrdiff_t b = 0; b < B; b++, a += 3 * H, h += H, rh += H) {
-        REAL *ar = a, *az = a + H;
+    FN(gru_before_gates_rows)(B, H, gate, a, 3 * H, H, h, a, a + H, 3 * H, rh, H);
+}
+/* F4, F5 of a block of units. a: a_n, rows lda apart; z, n or NULL: rows ldr apart; h, out: rows ldh
+ * apart; out may be h. */
+static void FN(gru_before_output_rows)(ptrdiff_t B, ptrdiff_t H, const REAL *a, ptrdiff_t lda,
+                                       const REAL *z, REAL *n, ptrdiff_t ldr, const REAL *h,
+                                       REAL *out, ptrdiff_t ldh, REAL *y, ptrdiff_t ldy) {
+    for (ptrdiff_t b = 0; b < B; b++, a += lda, z += ldr, h += ldh, out += ldh) {
         EACH(H, {
-            const v_t r = FN(act)(gate, LD(ar)); /* F3 */
-            ST(ar, r);
-            ST(az, FN(act)(gate, LD(az)));
-            ST(rh, v_mul(r, LD(h)));
+            const v_t nn = FN(tanh)(LD(a)); /* F4 */
+            const v_t hn = FN(gru_mix)(LD(z), LD(h), nn); /* F5 */
+            if (n) ST(n, nn);
+            ST(out, hn);
+            if (y) ST(y, hn);
         });
+        if (n) n += ldr;
+        if (y) y += ldy;
     }
 }
 static void KN(gru_before_output)(ptrdiff_t B, ptrdiff_t H, REAL *a, REAL *h, REAL *y,
                                   ptrdiff_t ldy) {
-    for (ptrdiff_t b = 0; b < B; b++, a += 3 * H, h += H, y += y ? ldy : 0) {
-        REAL *az = a + H, *an = a + 2 * H;
-        EACH(H, {
-            const v_t n = FN(tanh)(LD(an)); /* F4 */
-            const v_t hn = FN(gru_mix)(LD(az), LD(h), n); /* F5 */
-            ST(an, n);
-            ST(h, hn);
-            if (y) ST(y, hn);
-        });
-    }
+    FN(gru_before_output_rows)(B, H, a + 2 * H, 3 * H, a + H, a + 2 * H, 3 * H, h, h, H, y, ldy);
 }
-static void KN(gru_before_backward_output)(ptrdiff_t B, ptrdiff_t H, rf_act gate, const REAL *gates,
-                                           const REAL *h_prev, REAL *dh, const REAL *dy,
-                                           ptrdiff_t ldy, REAL *da) {
+static void KN(gru_before_backward_output)(ptrdiff_t B, ptrdiff_t H, ptrdiff_t first, ptrdiff_t last,
+                                           rf_act gate, const REAL *gates, const REAL *h_prev,
+                                           REAL *dh, const REAL *dy, ptrdiff_t ldy, REAL *da) {
     const v_t one = v_set1(1);
+    gates += first, h_prev += first, dh += first, da += first, dy += dy ? first : 0;
     for (ptrdiff_t b = 0; b < B; b++) {
         const REAL *gz = gates + H, *gn = gates + 2 * H;
         REAL *az = da + H, *an = da + 2 * H;
-        EACH(H, {
+        EACH(last - first, {
             v_t d = LD(dh); /* B1 */
             if (dy) d = v_add(d, LD(dy));
             const v_t z = LD(gz);
@@ -559,10 +556,12 @@ static void KN(gru_before_backward_output)(ptrdiff_t B, ptrdiff_t H, rf_act gate
         if (dy) dy += ldy;
     }
 }
-static void KN(gru_before_backward_gates)(ptrdiff_t B, ptrdiff_t H, rf_act gate, const REAL *gates,
-                                          const REAL *h_prev, const REAL *drh, REAL *dh, REAL *da) {
+static void KN(gru_before_backward_gates)(ptrdiff_t B, ptrdiff_t H, ptrdiff_t first, ptrdiff_t last,
+                                          rf_act gate, const REAL *gates, const REAL *h_prev,
+                                          const REAL *drh, REAL *dh, REAL *da) {
+    gates += first, h_prev += first, drh += first, dh += first, da += first;
     for (ptrdiff_t b = 0; b < B; b++, gates += 3 * H, h_prev += H, drh += H, dh += H, da += 3 * H)
-        EACH(H, {
+        EACH(last - first, {
             const v_t r = LD(gates);
             const v_t q = LD(drh);
             ST(da, v_mul(v_mul(q, LD(h_prev)), FN(d_act)(gate, r))); /* B3 */
@@ -778,6 +777,84 @@ static double KN(quadratic_error)(ptrdiff_t N, ptrdiff_t V, const REAL *y, const
         total += (double)loss[i];
     }
     return total;
+}
+
+/* ---- a step with layer norm ------------------------------------------------------------------ */
+
+/* Means need whole rows, so the product comes first and what follows goes row by row, each row in the
+ * first cache from its first sum to its output. */
+
+static void KN(lstm_norm_forward)(ptrdiff_t B, ptrdiff_t H, const rf_lstm *opt, REAL eps, REAL *ah,
+                                  const REAL *gain_hh, const REAL *gain_c, const REAL *bias_c,
+                                  REAL *a, const REAL *peephole, REAL *c, REAL *cn, REAL *hhat,
+                                  REAL *h_rstd, REAL *chat, REAL *c_rstd, REAL *tanh_c, REAL *h,
+                                  REAL *y, ptrdiff_t ldy) {
+    const ptrdiff_t G = opt->coupled ? 3 : 4, W = G * H;
+    REAL unused;
+    for (ptrdiff_t b = 0; b < B; b++, ah += W, a += W, c += H, cn += H, h += H) {
+        KN(layer_norm_forward)(1, W, eps, ah, gain_hh, NULL, hhat ? hhat + b * W : ah,
+                               h_rstd ? h_rstd + b : &unused, a, 1); /* F2 */
+        FN(lstm_units)(1, H, opt, a, W, H, peephole, c, a, W, H, NULL, NULL, H, NULL, 0);
+        KN(layer_norm_forward)(1, H, eps, c, gain_c, bias_c, chat ? chat + b * H : cn,
+                               c_rstd ? c_rstd + b : &unused, cn, 0);
+        FN(lstm_output_rows)(1, H, a + W - H, W, cn, tanh_c, h, H, y, ldy);
+        if (tanh_c) tanh_c += H;
+        if (y) y += ldy;
+    }
+}
+static void KN(lstm_norm_backward)(ptrdiff_t B, ptrdiff_t H, const rf_lstm *opt, const REAL *gates,
+                                   const REAL *peephole, const REAL *c_prev, const REAL *tanh_c,
+                                   const REAL *c, const REAL *gain_hh, const REAL *hhat,
+                                   const REAL *h_rstd, const REAL *gain_c, const REAL *chat,
+                                   const REAL *c_rstd, const REAL *dh, const REAL *dy,
+                                   ptrdiff_t ldy, REAL *dcn, REAL *dce, REAL *dc, REAL *da,
+                                   REAL *dah) {
+    const ptrdiff_t G = opt->coupled ? 3 : 4, W = G * H;
+    for (ptrdiff_t b = 0; b < B; b++) {
+        const REAL *o = gates + W - H;
+        EACH(H, {
+            v_t d = LD(dh);
+            if (dy) d = v_add(d, LD(dy));
+            ST(dcn, v_mul(v_mul(d, LD(o)), FN(d_tanh)(LD(tanh_c))));
+        });
+        KN(layer_norm_backward)(1, H, dcn, gain_c, chat, c_rstd + b, dce);
+        FN(lstm_backward_rows)(1, H, H, *opt, gates, peephole, c_prev, tanh_c, c, dh, dy, ldy, dce,
+                               dc, da);
+        KN(layer_norm_backward)(1, W, da, gain_hh, hhat, h_rstd + b, dah);
+        gates += W, c_prev += H, tanh_c += H, hhat += W, chat += H, dh += H;
+        dcn += H, dce += H, dc += H, da += W, dah += W;
+        if (c) c += H;
+        if (dy) dy += ldy;
+    }
+}
+
+static void KN(gru_norm_forward)(ptrdiff_t B, ptrdiff_t H, rf_act gate, REAL eps, REAL *ah,
+                                 const REAL *gain_hh, const REAL *ax, const REAL *bias_n, REAL *a,
+                                 REAL *hhat, REAL *h_rstd, REAL *u, const REAL *h, REAL *out,
+                                 REAL *y, ptrdiff_t ldy) {
+    REAL unused;
+    for (ptrdiff_t b = 0; b < B; b++, ah += 3 * H, ax += 3 * H, a += 3 * H, h += H, out += H) {
+        memcpy(a, ax, (size_t)(2 * H) * sizeof *a);
+        if (bias_n) memcpy(a + 2 * H, bias_n, (size_t)H * sizeof *a);
+        else memset(a + 2 * H, 0, (size_t)H * sizeof *a);
+        KN(layer_norm_forward)(1, 3 * H, eps, ah, gain_hh, NULL, hhat ? hhat + b * 3 * H : ah,
+                               h_rstd ? h_rstd + b : &unused, a, 1); /* F2 */
+        FN(gru_units)(1, H, gate, a, 3 * H, H, ax + 2 * H, a, 3 * H, H, u, h, out, H, y, ldy);
+        if (u) u += H;
+        if (y) y += ldy;
+    }
+}
+static void KN(gru_norm_backward)(ptrdiff_t B, ptrdiff_t H, rf_act gate, const REAL *gates,
+                                  const REAL *u, const REAL *h_prev, const REAL *gain_hh,
+                                  const REAL *hhat, const REAL *h_rstd, REAL *dh, const REAL *dy,
+                                  ptrdiff_t ldy, REAL *dax, REAL *dah, REAL *dm) {
+    for (ptrdiff_t b = 0; b < B; b++) {
+        KN(gru_backward)(1, H, 0, H, gate, gates, u, h_prev, dh, dy, ldy, dax, dah);
+        KN(layer_norm_backward)(1, 3 * H, dah, gain_hh, hhat, h_rstd + b, dm);
+        gates += 3 * H, u += H, h_prev += H, hhat += 3 * H, dh += H;
+        dax += 3 * H, dah += 3 * H, dm += 3 * H;
+        if (dy) dy += ldy;
+    }
 }
 
 /* ---- products in fixed order ------------------------------------------------------------------ */

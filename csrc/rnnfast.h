@@ -8,7 +8,7 @@
 
 /* An activation. alpha, beta: RF_HARD_SIGMOID is min(max(alpha x + beta, 0), 1). Every derivative
  * is a function of the output, so nothing else need be stored. */
-enum { RF_SIGMOID, RF_TANH, RF_RELU, RF_HARD_SIGMOID };
+enum { RF_SIGMOID, RF_TANH, RF_RELU, RF_HARD_SIGMOID, RF_IDENTITY };
 typedef struct {
     int kind;
     double alpha, beta;

@@ -257,17 +257,20 @@ static ptrdiff_t FN(shared_tile)(const int G, const int split, const int wide, F
 #endif
 
 /* Register tiles: the vectors of units that fit beside 1, 2, 3 and more rows, for one gate, for
- * three and four, and for three of which one is split. */
+ * two, three and four, and for three of which one is split. */
 #if VL == 1
 #define RF_NV1 8, 4, 4, 4
+#define RF_NV2 4, 2, 2, 2
 #define RF_NV3 4, 2, 1, 1
 #define RF_NV4 2, 1, 1, 1
 #elif RF_REGISTERS == 16
 #define RF_NV1 8, 4, 4, 8
+#define RF_NV2 4, 4, 2, RF_TILE / VL
 #define RF_NV3 4, 2, 2, RF_TILE / VL
 #define RF_NV4 2, 2, 2, RF_TILE / VL
 #else
 #define RF_NV1 8, 8, 4, 4
+#define RF_NV2 4, 4, 2, 2
 #define RF_NV3 4, 2, 2, 1
 #define RF_NV4 4, 2, 2, 1
 #endif
@@ -303,6 +306,7 @@ static ptrdiff_t FN(shared_tile)(const int G, const int split, const int wide, F
 #endif
 #define RF_CHAINS(...) RF_CHAIN_FUNCTION(__VA_ARGS__)
 RF_CHAINS(chain1, 1, 0, RF_NV1)
+RF_CHAINS(chain2, 2, 0, RF_NV2)
 RF_CHAINS(chain3, 3, 0, RF_NV3)
 RF_CHAINS(chain3_split, 3, 1, RF_NV4)
 RF_CHAINS(chain4, 4, 0, RF_NV4)
@@ -311,6 +315,7 @@ RF_CHAINS(chain4, 4, 0, RF_NV4)
 #undef RF_ROWS
 #undef RF_CHAIN_FUNCTION
 #undef RF_NV1
+#undef RF_NV2
 #undef RF_NV3
 #undef RF_NV4
 
@@ -396,10 +401,10 @@ static void FN(spread)(ptrdiff_t rows, ptrdiff_t G, ptrdiff_t H, const REAL *fro
 
 static void KN(rnn_step)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first, ptrdiff_t last, int back,
                          rf_act act, ptrdiff_t inputs, const REAL *x, const REAL *wx, const REAL *start,
-                         ptrdiff_t lds, const REAL *h, const REAL *wh, REAL *out, REAL *y,
-                         ptrdiff_t ldy) {
-    const FN(chain) s = {n, H, inputs, H, lds, x, wx, start, h, wh, NULL,
-                         FN(is_dense)(n, H, first, last), FN(is_far)(1, H, wx ? inputs : 0, H)};
+                         ptrdiff_t lds, ptrdiff_t P, const REAL *h, const REAL *wh, REAL *out,
+                         REAL *y, ptrdiff_t ldy) {
+    const FN(chain) s = {n, H, inputs, P, lds, x, wx, start, h, wh, NULL,
+                         FN(is_dense)(n, H, first, last), FN(is_far)(1, H, wx ? inputs : 0, P)};
     RF_EACH_TILE(chain1, &s, first, last, back, {
         REAL *const h_t = out + b * H + j;
         REAL *const y_t = y ? y + b * ldy + j : NULL;
@@ -461,6 +466,43 @@ static void KN(gru_step)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first, ptrdiff_t la
                           gates ? 3 * H : ldz, gates ? H : ldg, u_t, h + at, out + at, H, y_t,
                           ldy);
         }
+    });
+}
+
+static void KN(gru_before_gates_step)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first, ptrdiff_t last,
+                                      int back, rf_act gate, ptrdiff_t inputs, const REAL *x,
+                                      const REAL *wx, const REAL *start, ptrdiff_t lds,
+                                      const REAL *h, const REAL *wh, REAL *rt, REAL *zt,
+                                      ptrdiff_t ldr, REAL *rh) {
+    const FN(chain) s = {n, H, inputs, H, lds, x, wx, start, h, wh, NULL,
+                         FN(is_dense)(n, H, first, last), FN(is_far)(2, H, wx ? inputs : 0, H)};
+    RF_EACH_TILE(chain2, &s, first, last, back, {
+        const ptrdiff_t at = b * H + j;
+        REAL *const r_t = rt ? rt + b * ldr + j : NULL;
+        REAL *const z_t = zt + b * ldr + j;
+        if (s.dense) {
+            FN(gru_before_gates_rows)(1, rows * H, gate, z, 0, ldg, h + at, z, z + ldg, 0,
+                                      rh + at, 0);
+            if (rt) FN(spread)(rows, 1, H, z, 0, r_t, ldr);
+            FN(spread)(rows, 1, H, z + ldg, 0, z_t, ldr);
+        } else {
+            FN(gru_before_gates_rows)(rows, units, gate, z, ldz, ldg, h + at, r_t, z_t, ldr,
+                                      rh + at, H);
+        }
+    });
+}
+
+static void KN(gru_before_output_step)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first, ptrdiff_t last,
+                                       int back, ptrdiff_t inputs, const REAL *x, const REAL *wx,
+                                       const REAL *start, ptrdiff_t lds, const REAL *rh,
+                                       const REAL *wh, const REAL *zt, REAL *nt, ptrdiff_t ldr,
+                                       const REAL *h, REAL *out, REAL *y, ptrdiff_t ldy) {
+    const FN(chain) s = {n, H, inputs, H, lds, x, wx, start, rh, wh, NULL, 0,
+                         FN(is_far)(1, H, wx ? inputs : 0, H)};
+    RF_EACH_TILE(chain1, &s, first, last, back, {
+        FN(gru_before_output_rows)(rows, units, z, ldz, zt + b * ldr + j,
+                                   nt ? nt + b * ldr + j : NULL, ldr, h + b * H + j,
+                                   out + b * H + j, H, y ? y + b * ldy + j : NULL, ldy);
     });
 }
 

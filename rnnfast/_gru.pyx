@@ -63,13 +63,15 @@ cdef struct Gru:
     void *x             # [N, I] where a step reads its inputs itself
     void *packed_ih     # and W_ih packed with all gates
     void *start         # where the chains begin: [3H] with lds = 0, or ax
-    void *packed_hh     # packed W_hh; reset before the product: its r and z
+    void *packed_hh     # packed W_hh; reset before the product: its r and z, likewise W_ih
     void *packed_n      # and its n
-    void *panels_hh     # W_hh for BPTT, where the engine wants it so (reset after)
+    void *packed_in
+    void *panels_hh     # W_hh for BPTT, where the engine wants it so; reset before: r and z
+    void *panels_n      # and n
     void *gain_hh       # [3H]
     void *bias_n        # [H] where u_n starts
-    void *ax            # [N, 3H] from F1; reset before the product: out r z n
-    void *gates         # [N, 3H] r z n, or [B, 3H] scratch; reset before: ax itself
+    void *ax            # [N, 3H] from F1
+    void *gates         # [N, 3H] r z n, or [B, 3H] scratch; reset before: ax, if there is one
     void *u             # [N, H] u_n, reset after
     void *rh            # [N, H] r h, reset before, or [B, H] scratch
     void *h             # [B, H] state; backward: dE/dh
@@ -138,42 +140,66 @@ cdef void forward_after(const Gru *s, _seq.Share *share, const real_t *w_hh) noe
             _seq.meet(share)
             continue
         hm = masked(s, n, row, 0, H, h)
-        for b in range(n):
-            memcpy(a + b * 3 * H, ax + b * 3 * H, 2 * H * sizeof(real_t))
-            _seq.fill_rows(1, H, bias_n, a + b * 3 * H + 2 * H)
         if s.gain_hh != NULL:
             gemm_weights(n, 3 * H, H, hm, H, w_hh, <real_t *>s.packed_hh, <real_t>0,
                          <real_t *>s.ah, 3 * H)
-            K.layer_norm_forward(n, 3 * H, <real_t>EPS, <real_t *>s.ah, <real_t *>s.gain_hh,
-                                 <real_t *>NULL, <real_t *>s.hhat + kept * 3 * H,
-                                 <real_t *>s.h_rstd + kept, a, True)  # F2
-        else:
-            gemm_weights(n, 3 * H, H, hm, H, w_hh, NULL, <real_t>1, a, 3 * H)  # F2
+            K.gru_norm_forward(n, H, s.gate, <real_t>EPS, <real_t *>s.ah, <real_t *>s.gain_hh, ax,
+                               bias_n, a, <real_t *>s.hhat + row * 3 * H if s.keep else NULL,
+                               <real_t *>s.h_rstd + row if s.keep else NULL,
+                               <real_t *>s.u + row * H if s.keep else NULL, h, h, y,
+                               s.ldy)  # F2 .. F5
+            continue
+        for b in range(n):
+            memcpy(a + b * 3 * H, ax + b * 3 * H, 2 * H * sizeof(real_t))
+            _seq.fill_rows(1, H, bias_n, a + b * 3 * H + 2 * H)
+        gemm_weights(n, 3 * H, H, hm, H, w_hh, NULL, <real_t>1, a, 3 * H)  # F2
         K.gru_forward(n, H, s.gate, a, ax, <real_t *>s.u + row * H if s.keep else NULL, h,
                       y, s.ldy)  # F3, F4, F5
     if h != <real_t *>s.h and not share.worker:
         memcpy(<real_t *>s.h, h, s.q.B * H * sizeof(real_t))
 
 
-cdef void forward_before(const Gru *s, const real_t *w_hh) noexcept nogil:
-    cdef Py_ssize_t H = s.H, i, t, n, row
+cdef void forward_before(const Gru *s, _seq.Share *share, const real_t *w_hh) noexcept nogil:
+    """All steps; the hidden units of a share where `division` allows it. Between a step's halves
+    all units of r h have to be there."""
+    cdef Py_ssize_t H = s.H, i, t, n, row, j0, j1
     cdef real_t *h = <real_t *>s.h
     cdef const real_t *hm
+    cdef const real_t *x
+    cdef const real_t *start
     cdef real_t *a
     cdef real_t *rh
+    cdef real_t *y
     for i in range(s.q.T):
         t = time_of(&s.q, i)
         n = s.q.sizes[t]
         row = s.q.offsets[t]
-        a = <real_t *>s.ax + row * 3 * H
+        a = <real_t *>s.gates + (row * 3 * H if s.keep or s.lds else 0)
         rh = <real_t *>s.rh + (row * H if s.keep else 0)
+        y = <real_t *>s.y + row * s.ldy
         _seq.zero_reset_rows(&s.q, t, H, h)
-        hm = masked(s, n, row, 0, H, h)
-        gemm_weights(n, 2 * H, H, hm, H, w_hh, <real_t *>s.packed_hh, <real_t>1, a, 3 * H)  # F2
-        K.gru_before_gates(n, H, s.gate, a, hm, rh)  # F3
-        gemm_weights(n, H, H, rh, H, w_hh + 2 * H * H, <real_t *>s.packed_n, <real_t>1, a + 2 * H,
-                     3 * H)
-        K.gru_before_output(n, H, a, h, <real_t *>s.y + row * s.ldy, s.ldy)  # F4, F5
+        if s.packed_hh == NULL:
+            hm = masked(s, n, row, 0, H, h)
+            gemm_weights(n, 2 * H, H, hm, H, w_hh, NULL, <real_t>1, a, 3 * H)  # F2
+            K.gru_before_gates(n, H, s.gate, a, hm, rh)  # F3
+            gemm_weights(n, H, H, rh, H, w_hh + 2 * H * H, NULL, <real_t>1, a + 2 * H, 3 * H)
+            K.gru_before_output(n, H, a, h, y, s.ldy)  # F4, F5
+            continue
+        x = <real_t *>s.x + row * s.inputs if s.x != NULL else NULL
+        start = a if s.lds else <real_t *>s.start
+        if _seq.range_of(share, H, TILE, &j0, &j1):
+            hm = masked(s, n, row, j0, j1, h)
+            K.gru_before_gates_step(n, H, j0, j1, i & 1, s.gate, s.inputs, x,
+                                    <real_t *>s.packed_ih, start, s.lds, hm,
+                                    <real_t *>s.packed_hh, a if s.keep else NULL, a + H, 3 * H,
+                                    rh)  # F1 .. F3
+        _seq.meet(share)
+        if _seq.range_of(share, H, TILE, &j0, &j1):
+            K.gru_before_output_step(n, H, j0, j1, i & 1, s.inputs, x, <real_t *>s.packed_in,
+                                     start + 2 * H if start != NULL else NULL, s.lds, rh,
+                                     <real_t *>s.packed_n, a + H, a + 2 * H if s.keep else NULL,
+                                     3 * H, h, h, y, s.ldy)  # F1, F2, F4, F5
+        _seq.meet(share)
 
 
 cdef void backward_after(const Gru *s, _seq.Share *share, const real_t *w_hh) noexcept nogil:
@@ -187,15 +213,18 @@ cdef void backward_after(const Gru *s, _seq.Share *share, const real_t *w_hh) no
         n = s.q.sizes[t]
         row = s.q.offsets[t]
         dy = <real_t *>s.dy + row * H if s.dy != NULL else NULL
-        if _seq.range_of(share, H, PANEL, &j0, &j1):
+        if s.gain_hh != NULL:
+            K.gru_norm_backward(n, H, s.gate, <real_t *>s.gates + row * 3 * H,
+                                <real_t *>s.u + row * H, <real_t *>s.h_prev + row * H,
+                                <real_t *>s.gain_hh, <real_t *>s.hhat + row * 3 * H,
+                                <real_t *>s.h_rstd + row, dh, dy, H, <real_t *>s.dax + row * 3 * H,
+                                <real_t *>s.dah + row * 3 * H,
+                                <real_t *>s.dm + row * 3 * H)  # B1 .. B4
+        elif _seq.range_of(share, H, PANEL, &j0, &j1):
             K.gru_backward(n, H, j0, j1, s.gate, <real_t *>s.gates + row * 3 * H,
                            <real_t *>s.u + row * H, <real_t *>s.h_prev + row * H, dh, dy, H,
                            <real_t *>s.dax + row * 3 * H, <real_t *>s.dah + row * 3 * H)  # B1 .. B4
         _seq.meet(share)
-        if s.gain_hh != NULL:
-            K.layer_norm_backward(n, 3 * H, <real_t *>s.dah + row * 3 * H, <real_t *>s.gain_hh,
-                                  <real_t *>s.hhat + row * 3 * H, <real_t *>s.h_rstd + row,
-                                  <real_t *>s.dm + row * 3 * H)
         into = dh if s.mask == NULL else <real_t *>s.drh
         if s.panels_hh != NULL:
             if _seq.range_of(share, H, PANEL, &j0, &j1):
@@ -210,11 +239,13 @@ cdef void backward_after(const Gru *s, _seq.Share *share, const real_t *w_hh) no
         _seq.zero_reset_rows(&s.q, t, H, dh)
 
 
-cdef void backward_before(const Gru *s, const real_t *w_hh) noexcept nogil:
-    cdef Py_ssize_t H = s.H, i, t, n, row
+cdef void backward_before(const Gru *s, _seq.Share *share, const real_t *w_hh) noexcept nogil:
+    """All steps, last to first; the hidden units of a share where `division` allows it."""
+    cdef Py_ssize_t H = s.H, i, t, n, row, j0, j1
     cdef real_t *dh = <real_t *>s.h
     cdef real_t *dy
     cdef real_t *da
+    cdef real_t *drh = <real_t *>s.drh
     cdef real_t *gates
     cdef real_t *hm
     cdef real_t *dhm
@@ -225,15 +256,28 @@ cdef void backward_before(const Gru *s, const real_t *w_hh) noexcept nogil:
         dy = <real_t *>s.dy + row * H if s.dy != NULL else NULL
         da = <real_t *>s.dax + row * 3 * H
         gates = <real_t *>s.gates + row * 3 * H
-        K.gru_before_backward_output(n, H, s.gate, gates, <real_t *>s.h_prev + row * H, dh, dy, H,
-                                     da)  # B1, B2, B4
+        if _seq.range_of(share, H, PANEL, &j0, &j1):
+            K.gru_before_backward_output(n, H, j0, j1, s.gate, gates,
+                                         <real_t *>s.h_prev + row * H, dh, dy, H,
+                                         da)  # B1, B2, B4
+        _seq.meet(share)
         hm = <real_t *>s.hm + row * H
         dhm = dh if s.mask == NULL else <real_t *>s.dhm
         if s.mask != NULL:
             memset(dhm, 0, n * H * sizeof(real_t))
-        gemm(False, n, H, H, da + 2 * H, 3 * H, w_hh + 2 * H * H, H, <real_t>0, <real_t *>s.drh, H)
-        K.gru_before_backward_gates(n, H, s.gate, gates, hm, <real_t *>s.drh, dhm, da)  # B3, B4
-        gemm(False, n, H, 2 * H, da, 3 * H, w_hh, H, <real_t>1, dhm, H)  # B5
+        if s.panels_n == NULL:
+            gemm(False, n, H, H, da + 2 * H, 3 * H, w_hh + 2 * H * H, H, <real_t>0, drh, H)
+        if _seq.range_of(share, H, PANEL, &j0, &j1):
+            if s.panels_n != NULL:
+                gemm_panels(i & 1, n, j0, j1, H, da + 2 * H, 3 * H, <real_t *>s.panels_n,
+                            <real_t>0, drh, H)
+            K.gru_before_backward_gates(n, H, j0, j1, s.gate, gates, hm, drh, dhm, da)  # B3, B4
+        _seq.meet(share)
+        if s.panels_hh == NULL:
+            gemm(False, n, H, 2 * H, da, 3 * H, w_hh, H, <real_t>1, dhm, H)  # B5
+        elif _seq.range_of(share, H, PANEL, &j0, &j1):
+            gemm_panels(i & 1, n, j0, j1, 2 * H, da, 3 * H, <real_t *>s.panels_hh, <real_t>1, dhm,
+                        H)
         if s.mask != NULL:
             K.multiply_add(n * H, dhm, <real_t *>s.mask, dh)
         _seq.zero_reset_rows(&s.q, t, H, dh)
@@ -245,12 +289,12 @@ cdef void forward_task(void *arg, _seq.Share *share) noexcept nogil:
         if s.after:
             forward_after[float](s, share, <float *>s.w_hh)
         else:
-            forward_before[float](s, <float *>s.w_hh)
+            forward_before[float](s, share, <float *>s.w_hh)
     else:
         if s.after:
             forward_after[double](s, share, <double *>s.w_hh)
         else:
-            forward_before[double](s, <double *>s.w_hh)
+            forward_before[double](s, share, <double *>s.w_hh)
 
 
 cdef void backward_task(void *arg, _seq.Share *share) noexcept nogil:
@@ -259,19 +303,19 @@ cdef void backward_task(void *arg, _seq.Share *share) noexcept nogil:
         if s.after:
             backward_after[float](s, share, <float *>s.w_hh)
         else:
-            backward_before[float](s, <float *>s.w_hh)
+            backward_before[float](s, share, <float *>s.w_hh)
     else:
         if s.after:
             backward_after[double](s, share, <double *>s.w_hh)
         else:
-            backward_before[double](s, <double *>s.w_hh)
+            backward_before[double](s, share, <double *>s.w_hh)
 
 
 cdef _seq.Division division(Gru *s, _seq.share_task *task):
-    """Hidden units are divided where a step needs nothing else of the whole layer than h_{t-1}."""
+    """Hidden units are divided where no step needs sums over them, or h_{t-1} in two forms."""
     cdef _seq.Division d
     d.s, d.size, d.q, d.task, d.shift = s, sizeof(Gru), &s.q, task, shift
-    d.H = s.H if s.after and s.gain_hh == NULL and s.mask == NULL else 0
+    d.H = s.H if s.gain_hh == NULL and s.mask == NULL else 0
     d.weights = 3 * s.H * (s.H + s.inputs)
     return d
 
@@ -290,9 +334,7 @@ cdef void shift(void *part, const Packed *q) noexcept:
     if not s.keep:
         s.hm = _seq.below(s.hm, b, H)
         s.rh = _seq.below(s.rh, b, H)
-        s.hhat = _seq.below(s.hhat, b, 3 * H)
-        s.h_rstd = _seq.below(s.h_rstd, b, s.size)
-        if s.after:
+        if s.after or not s.lds:
             s.gates = _seq.below(s.gates, b, 3 * H)
 
 
@@ -354,13 +396,17 @@ def gru_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, reset_a
     optional_vector(b_hh, "b_hh", num, 3 * H)
     h = h0.copy()
     y = empty(N, H, num) if out is None else out
-    cdef bint inputs_inside = after and norm is None and inside(x, s.q.T)
-    packed_ih = pack(w_ih, 3) if inputs_inside else None
-    packed_hh = pack(w_hh if after else w_hh[:2 * H], 3 if after and norm is None else 1)
-    s.packed_ih = packed_data(packed_ih)
-    packed_n = None if after else pack(w_hh[2 * H:])
-    s.packed_hh = packed_data(packed_hh)
-    s.packed_n = packed_data(packed_n)
+    cdef bint inputs_inside = norm is None and inside(x, s.q.T)
+    cdef Py_ssize_t gates_at_once = 1 if norm is not None else 3 if after else 2
+    packed_ih = packed_in = packed_n = None
+    packed_hh = pack(w_hh if after else w_hh[:2 * H], gates_at_once)
+    if inputs_inside:
+        packed_ih = pack(w_ih if after else w_ih[:2 * H], gates_at_once)
+    if not after:
+        packed_n = pack(w_hh[2 * H:])
+        packed_in = pack(w_ih[2 * H:]) if inputs_inside else None
+    s.packed_ih, s.packed_hh = packed_data(packed_ih), packed_data(packed_hh)
+    s.packed_in, s.packed_n = packed_data(packed_in), packed_data(packed_n)
     s.y = _seq.strided(y, "out", num, N, H, &ldy)
     s.ldy = ldy
     s.keep = keep
@@ -377,20 +423,21 @@ def gru_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, reset_a
     if norm is not None:
         ax, kept["xhat"], x_rstd = layer_norm_forward(ax, norm[0], bias)  # F1
         kept["x_rstd"] = x_rstd[:, None]
-        kept["hhat"] = empty(R, 3 * H, num)
-        kept["h_rstd"] = empty(R, 1, num)
+    if keep and norm is not None:
+        kept["hhat"] = empty(N, 3 * H, num)
+        kept["h_rstd"] = empty(N, 1, num)
     if keep:
         kept["h_prev"] = empty(N, H, num)
     if keep and h_mask is not None:
         kept["hm"] = empty(N, H, num)
     hm = h if h_mask is None else kept["hm"] if keep else empty(B, H, num)
     kept["u" if after else "rh"] = empty(R, H, num)
-    gates = empty(R, 3 * H, num) if after else ax
+    gates = empty(R, 3 * H, num) if after or ax is None else ax
     ah = empty(B, 3 * H, num) if norm is not None else None
     s.ax = optional_matrix(ax, "ax", num, N, 3 * H)
     new = empty(B, H, num)
     s.next = matrix(new, "new", num, B, H)
-    s.gates = matrix(gates, "gates", num, R if after else N, 3 * H)
+    s.gates = matrix(gates, "gates", num, len(gates), 3 * H)
     s.bias_n = optional_vector(bias_n, "bias_n", num, H)
     s.u = optional_matrix(kept.get("u"), "u", num, R, H)
     s.rh = optional_matrix(kept.get("rh"), "rh", num, R, H)
@@ -398,8 +445,8 @@ def gru_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, reset_a
     s.h_prev = optional_matrix(kept.get("h_prev"), "h_prev", num, N, H)
     s.hm = data(hm, "hm", num, hm.shape)
     s.ah = optional_matrix(ah, "ah", num, B, 3 * H)
-    s.hhat = optional_matrix(kept.get("hhat"), "hhat", num, R, 3 * H)
-    s.h_rstd = optional_matrix(kept.get("h_rstd"), "h_rstd", num, R, 1)
+    s.hhat = optional_matrix(kept.get("hhat"), "hhat", num, N, 3 * H)
+    s.h_rstd = optional_matrix(kept.get("h_rstd"), "h_rstd", num, N, 1)
     d = division(&s, forward_task)
     _seq.divide(&d, s.fixed, batch_sizes, offsets)
     if not keep:
@@ -444,8 +491,9 @@ def gru_backward(tape, dy, dh_n, grads, need_dx=True, *, out=None):
     if norm is not None:
         s.hhat = matrix(tape["hhat"], "hhat", num, N, 3 * H)
         s.h_rstd = matrix(tape["h_rstd"], "h_rstd", num, N, 1)
-    packed = panels(w_hh) if after else None
-    s.panels_hh = packed_data(packed)
+    panels_hh = panels(w_hh if after else w_hh[:2 * H])
+    panels_n = None if after else panels(w_hh[2 * H:])
+    s.panels_hh, s.panels_n = packed_data(panels_hh), packed_data(panels_n)
     s.keep = True
     d = division(&s, backward_task)
     _seq.divide(&d, s.fixed, tape["batch_sizes"], offsets)

@@ -8,6 +8,7 @@ cdef extern from "rnnfast.h" nogil:
         RF_TANH
         RF_RELU
         RF_HARD_SIGMOID
+        RF_IDENTITY
     ctypedef struct rf_act:
         int kind
         double alpha
@@ -39,5 +40,8 @@ cdef int num_threads() noexcept nogil
 cdef void pool_run(int tasks, int threads, rf_task *f, void *arg) noexcept nogil
 cdef int pool_run_gang(int threads, rf_gang_task *f, void *arg) noexcept nogil
 cdef int pool_barrier(rf_gang *gang) noexcept nogil
+
+# Whether the instruction set in use has 32 vector registers.
+cdef bint many_registers() noexcept nogil
 
 cdef rf_act activation(object spec) except *

@@ -37,6 +37,7 @@ cdef extern from "pool.h" nogil:
 cdef const rf_table_f32 *f32 = rf_isa_f32(0)
 cdef const rf_table_f64 *f64 = rf_isa_f64(0)
 cdef bint flush = True
+cdef bint registers_32 = False
 
 include "_kernel_calls.pxi"
 
@@ -116,10 +117,15 @@ def get_isa():
 
 def set_isa(str name=None):
     """Use the instruction set `name`; None: the widest that this CPU runs."""
-    global f32, f64
+    global f32, f64, registers_32
     cdef int k = rf_isa_best() if name is None else isa_index(name)
     f32 = rf_isa_f32(k)
     f64 = rf_isa_f64(k)
+    registers_32 = get_isa() == "avx512"
+
+
+cdef bint many_registers() noexcept nogil:
+    return registers_32
 
 
 def get_denormals():

@@ -57,7 +57,8 @@ cdef struct Lstm:
     void *start         # where the chains begin: [G H] with lds = 0, or a
     void *packed_hh     # both weights packed, where the engine wants them so
     void *packed_hr
-    void *panels_hh     # W_hh for BPTT, where the engine wants it so
+    void *panels_hh     # both for BPTT, where the engine wants them so
+    void *panels_hr
     void *peephole      # [3, H]
     void *mask          # [B, P] of recurrent dropout
     void *hm            # [B, P] scratch: the masked state; h itself without a mask
@@ -71,7 +72,7 @@ cdef struct Lstm:
     void *h_prev        # [N, P]
     void *c_prev        # [N, H]
     void *c_t           # [N, H]
-    void *tanh_c        # [N, H], or [B, H] scratch where `keep` is off and F5 is deferred
+    void *tanh_c        # [N, H]
     void *m             # [N, H] o tanh(c), or [B, H] scratch
     void *y             # [N, P], rows ldy apart
     void *ah            # [B, G H] scratch: W_hh h before its layer norm
@@ -107,6 +108,8 @@ cdef void forward(const Lstm *s, _seq.Share *share, const real_t *w_hh) noexcept
     cdef real_t *tanh_c
     cdef bint projected = s.w_hr != NULL, normed = s.gain_hh != NULL
     cdef bint whole = s.packed_hh != NULL and not normed  # the step in one kernel
+    cdef K.rf_act identity
+    identity.kind = K.RF_IDENTITY
     for i in range(s.q.T):
         t = time_of(&s.q, i)
         n = s.q.sizes[t]
@@ -122,48 +125,44 @@ cdef void forward(const Lstm *s, _seq.Share *share, const real_t *w_hh) noexcept
             hm = h
         out = <real_t *>s.m + kept * H if projected else new if whole else h
         tanh_c = at(s.tanh_c, kept * H, w_hh)
-        if not _seq.range_of(share, H, TILE, &j0, &j1):
-            h, new = new, h  # what a step wrote is what the next one reads
-            _seq.meet(share)
-            continue
-        if s.keep:
-            if share.workers > 1:
-                _seq.copy_units(n, H, j0, j1, hm, <real_t *>s.h_prev + row * H)
+        if s.keep and _seq.range_of(share, P, TILE, &j0, &j1):
+            _seq.copy_units(n, P, j0, j1, hm, <real_t *>s.h_prev + row * P)
+        if _seq.range_of(share, H, TILE, &j0, &j1):
+            if s.keep:
+                _seq.copy_units(n, H, j0, j1, c, <real_t *>s.c_prev + row * H)
+            if whole:
+                K.lstm_step(n, H, j0, j1, i & 1, &s.opt, s.inputs, at(s.x, row * s.inputs, w_hh),
+                            <real_t *>s.packed_ih, a if s.lds else <real_t *>s.start, s.lds, P, hm,
+                            <real_t *>s.packed_hh, <real_t *>s.peephole, c,
+                            a if s.keep else NULL, tanh_c, out,
+                            y if not projected else NULL, s.ldy)  # F1 .. F5
+            elif normed:
+                gemm_weights(n, W, P, hm, P, w_hh, <real_t *>s.packed_hh, <real_t>0,
+                             <real_t *>s.ah, W)
+                K.lstm_norm_forward(n, H, &s.opt, <real_t>EPS, <real_t *>s.ah,
+                                    <real_t *>s.gain_hh, <real_t *>s.gain_c, <real_t *>s.bias_c, a,
+                                    <real_t *>s.peephole, c, <real_t *>s.cn,
+                                    at(s.hhat, row * W, w_hh), at(s.h_rstd, row, w_hh),
+                                    at(s.chat, row * H, w_hh), at(s.c_rstd, row, w_hh), tanh_c, out,
+                                    y if not projected else NULL, s.ldy)  # F2 .. F5
             else:
-                memcpy(<real_t *>s.h_prev + row * P, hm, n * P * sizeof(real_t))
-            _seq.copy_units(n, H, j0, j1, c, <real_t *>s.c_prev + row * H)
-        if whole:
-            K.lstm_step(n, H, j0, j1, i & 1, &s.opt, s.inputs, at(s.x, row * s.inputs, w_hh),
-                        <real_t *>s.packed_ih, a if s.lds else <real_t *>s.start, s.lds, P, hm,
-                        <real_t *>s.packed_hh, <real_t *>s.peephole, c,
-                        a if s.keep else NULL, tanh_c, out,
-                        y if not projected else NULL, s.ldy)  # F1 .. F5
-            if share.workers > 1:
-                h, new = new, h  # what a step wrote is what the next one reads
-            elif not projected:
-                memcpy(h, out, n * H * sizeof(real_t))
-        elif normed:
-            gemm_weights(n, W, P, hm, P, w_hh, <real_t *>s.packed_hh, <real_t>0, <real_t *>s.ah, W)
-            K.layer_norm_forward(n, W, <real_t>EPS, <real_t *>s.ah, <real_t *>s.gain_hh,
-                                 <real_t *>NULL, <real_t *>s.hhat + kept * W,
-                                 <real_t *>s.h_rstd + kept, a, True)  # F2
-            K.lstm_forward(n, H, &s.opt, a, <real_t *>s.peephole, c, <real_t *>NULL,
-                           <real_t *>NULL, <real_t *>NULL, 0)  # F3, F4
-            K.layer_norm_forward(n, H, <real_t>EPS, c, <real_t *>s.gain_c, <real_t *>s.bias_c,
-                                 <real_t *>s.chat + kept * H, <real_t *>s.c_rstd + kept,
-                                 <real_t *>s.cn, False)
-            K.lstm_output(n, H, &s.opt, a, <real_t *>s.cn, tanh_c, out,
-                          y if not projected else NULL, s.ldy)  # F5
-        else:
-            gemm_weights(n, W, P, hm, P, w_hh, NULL, <real_t>1, a, W)  # F2
-            K.lstm_forward(n, H, &s.opt, a, <real_t *>s.peephole, c, tanh_c, out,
-                           y if not projected else NULL, s.ldy)  # F3, F4, F5
-        if s.c_t != NULL:
-            _seq.copy_units(n, H, j0, j1, c, <real_t *>s.c_t + row * H)
-        if projected:
-            gemm_weights(n, P, H, out, H, <real_t *>s.w_hr, <real_t *>s.packed_hr, <real_t>0,
-                         h, P)  # F6
+                gemm_weights(n, W, P, hm, P, w_hh, NULL, <real_t>1, a, W)  # F2
+                K.lstm_forward(n, H, &s.opt, a, <real_t *>s.peephole, c, tanh_c, out,
+                               y if not projected else NULL, s.ldy)  # F3, F4, F5
+            if s.c_t != NULL:
+                _seq.copy_units(n, H, j0, j1, c, <real_t *>s.c_t + row * H)
+        if projected and s.packed_hr != NULL:
+            _seq.meet(share)
+            if _seq.range_of(share, P, TILE, &j0, &j1):
+                K.rnn_step(n, P, j0, j1, i & 1, identity, 0, <real_t *>NULL, <real_t *>NULL,
+                           <real_t *>NULL, 0, H, out, <real_t *>s.packed_hr, h, y, s.ldy)  # F6
+        elif projected:
+            gemm_weights(n, P, H, out, H, <real_t *>s.w_hr, NULL, <real_t>0, h, P)  # F6
             _seq.put_rows(n, P, h, y, s.ldy)
+        elif whole and share.workers > 1:
+            h, new = new, h  # what a step wrote is what the next one reads
+        elif whole:
+            memcpy(h, out, n * H * sizeof(real_t))
         _seq.meet(share)
     if h != <real_t *>s.h and not share.worker:
         memcpy(<real_t *>s.h, h, s.q.B * H * sizeof(real_t))
@@ -193,27 +192,31 @@ cdef void backward(const Lstm *s, _seq.Share *share, const real_t *w_hh) noexcep
         tanh_c = <real_t *>s.tanh_c + row * H
         d = dh
         if projected:
-            if dy != NULL:
-                K.add(n * P, dy, dh)  # B1
-                dy = NULL
             dp = <real_t *>s.dp + row * P
-            memcpy(dp, dh, n * P * sizeof(real_t))
             d = <real_t *>s.dm
-            gemm(False, n, H, P, dp, P, <real_t *>s.w_hr, H, <real_t>0, d, H)
+            if _seq.range_of(share, P, PANEL, &j0, &j1):
+                if dy != NULL:
+                    _seq.add_units(n, P, j0, j1, dy, dh)  # B1
+                _seq.copy_units(n, P, j0, j1, dh, dp)
+            dy = NULL
+            _seq.meet(share)
+            if s.panels_hr == NULL:
+                gemm(False, n, H, P, dp, P, <real_t *>s.w_hr, H, <real_t>0, d, H)
+            elif _seq.range_of(share, H, PANEL, &j0, &j1):
+                gemm_panels(i & 1, n, j0, j1, P, dp, P, <real_t *>s.panels_hr, <real_t>0, d, H)
         if normed:
-            K.lstm_output_backward(n, H, &s.opt, gates, tanh_c, d, dy, H,
-                                   <real_t *>s.dcn + row * H)
-            K.layer_norm_backward(n, H, <real_t *>s.dcn + row * H, <real_t *>s.gain_c,
-                                  <real_t *>s.chat + row * H, <real_t *>s.c_rstd + row,
-                                  <real_t *>s.cn)
-        if _seq.range_of(share, H, PANEL, &j0, &j1):
+            K.lstm_norm_backward(n, H, &s.opt, gates, <real_t *>s.peephole,
+                                 <real_t *>s.c_prev + row * H, tanh_c, at(s.c_t, row * H, w_hh),
+                                 <real_t *>s.gain_hh, <real_t *>s.hhat + row * W,
+                                 <real_t *>s.h_rstd + row, <real_t *>s.gain_c,
+                                 <real_t *>s.chat + row * H, <real_t *>s.c_rstd + row, d, dy, H,
+                                 <real_t *>s.dcn + row * H, <real_t *>s.cn, dc, da,
+                                 dah)  # B1 .. B5
+        elif _seq.range_of(share, H, PANEL, &j0, &j1):
             K.lstm_backward(n, H, j0, j1, &s.opt, gates, <real_t *>s.peephole,
                             <real_t *>s.c_prev + row * H, tanh_c, at(s.c_t, row * H, w_hh), d, dy,
-                            H, <real_t *>s.cn if normed else NULL, dc, da)  # B1 .. B5
+                            H, dc, da)  # B1 .. B5
         _seq.meet(share)
-        if normed:
-            K.layer_norm_backward(n, W, da, <real_t *>s.gain_hh, <real_t *>s.hhat + row * W,
-                                  <real_t *>s.h_rstd + row, dah)
         if s.panels_hh != NULL:
             if _seq.range_of(share, P, PANEL, &j0, &j1):
                 gemm_panels(i & 1, n, j0, j1, W, dah, W, <real_t *>s.panels_hh, <real_t>0, dh,
@@ -243,11 +246,11 @@ cdef void backward_task(void *arg, _seq.Share *share) noexcept nogil:
 
 
 cdef _seq.Division division(Lstm *s, _seq.share_task *task):
-    """Hidden units are divided where a step needs nothing else of the whole layer than h_{t-1}."""
+    """Hidden units are divided where no step needs sums over them, or h_{t-1} in two forms."""
     cdef _seq.Division d
     d.s, d.size, d.q, d.task, d.shift = s, sizeof(Lstm), &s.q, task, shift
-    d.H = s.H if s.w_hr == NULL and s.gain_hh == NULL and s.mask == NULL else 0
-    d.weights = s.G * s.H * (s.P + s.inputs)
+    d.H = s.H if s.gain_hh == NULL and s.mask == NULL else 0
+    d.weights = s.G * s.H * (s.P + s.inputs) + (s.P * s.H if s.w_hr != NULL else 0)
     return d
 
 
@@ -265,12 +268,7 @@ cdef void shift(void *part, const Packed *q) noexcept:
     s.cn = _seq.below(s.cn, b, H)
     s.dm = _seq.below(s.dm, b, H)
     if not s.keep:
-        s.tanh_c = _seq.below(s.tanh_c, b, H)
         s.m = _seq.below(s.m, b, H)
-        s.hhat = _seq.below(s.hhat, b, s.G * H)
-        s.h_rstd = _seq.below(s.h_rstd, b, s.size)
-        s.chat = _seq.below(s.chat, b, H)
-        s.c_rstd = _seq.below(s.c_rstd, b, s.size)
 
 
 cdef void setup(Lstm *s, object batch_sizes, object offsets, object resets, object w_hh,
@@ -366,15 +364,15 @@ def lstm_forward(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih=None, b_hh=None, *, w_
     s.c = matrix(c, "c", num, B, H)
     s.h_prev = optional_matrix(scratch("h_prev", N, P, keep), "h_prev", num, N, P)
     s.c_prev = optional_matrix(scratch("c_prev", N, H, keep), "c_prev", num, N, H)
-    s.tanh_c = optional_matrix(scratch("tanh_c", R, H, keep or norm is not None), "tanh_c", num, R,
-                               H)
+    s.tanh_c = optional_matrix(scratch("tanh_c", N, H, keep), "tanh_c", num, N, H)
     s.m = optional_matrix(scratch("m", R, H, w_hr is not None), "m", num, R, H)
     kept_c = scratch("c", N, H, keep and (peephole is not None or clip > 0))
     s.c_t = optional_matrix(kept_c, "c", num, N, H)
-    s.hhat = optional_matrix(scratch("hhat", R, W, norm is not None), "hhat", num, R, W)
-    s.h_rstd = optional_matrix(scratch("h_rstd", R, 1, norm is not None), "h_rstd", num, R, 1)
-    s.chat = optional_matrix(scratch("chat", R, H, norm is not None), "chat", num, R, H)
-    s.c_rstd = optional_matrix(scratch("c_rstd", R, 1, norm is not None), "c_rstd", num, R, 1)
+    cdef bint norms = keep and norm is not None
+    s.hhat = optional_matrix(scratch("hhat", N, W, norms), "hhat", num, N, W)
+    s.h_rstd = optional_matrix(scratch("h_rstd", N, 1, norms), "h_rstd", num, N, 1)
+    s.chat = optional_matrix(scratch("chat", N, H, norms), "chat", num, N, H)
+    s.c_rstd = optional_matrix(scratch("c_rstd", N, 1, norms), "c_rstd", num, N, 1)
     ah, cn = empty(B, W, num), empty(B, H, num)
     s.ah = matrix(ah, "ah", num, B, W)
     s.cn = matrix(cn, "cn", num, B, H)
@@ -434,8 +432,9 @@ def lstm_backward(tape, dy, dh_n, dc_n, grads, need_dx=True, *, out=None):
         s.h_rstd = matrix(tape["h_rstd"], "h_rstd", num, N, 1)
         s.chat = matrix(tape["chat"], "chat", num, N, H)
         s.c_rstd = matrix(tape["c_rstd"], "c_rstd", num, N, 1)
-    packed = panels(w_hh)
-    s.panels_hh = packed_data(packed)
+    packed_hh, packed_hr = panels(w_hh), panels(w_hr)
+    s.panels_hh = packed_data(packed_hh)
+    s.panels_hr = packed_data(packed_hr)
     s.keep = True
     d = division(&s, backward_task)
     _seq.divide(&d, s.fixed, tape["batch_sizes"], offsets)

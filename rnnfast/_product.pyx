@@ -17,10 +17,13 @@ from rnnfast._types cimport real_t
 
 cnp.import_array()
 
-# From so many rows a step, or up to so many inputs, a step's kernel reads the inputs itself:
+# From so many rows a step, or up to so many inputs, a step's kernel reads the inputs itself; with
+# 16 registers and some rows, whose tiles are not the largest, up to more inputs:
 # docs/performance.md has the break-even.
-cdef Py_ssize_t ROWS_INSIDE = 4
+cdef Py_ssize_t SOME_ROWS = 4
+cdef Py_ssize_t MANY_ROWS = 9
 cdef Py_ssize_t INPUTS_INSIDE = 16
+cdef Py_ssize_t INPUTS_OF_SOME_ROWS = 96
 # From so many inputs on, weights are not packed for fewer than a third as many rows
 # (docs/performance.md).
 cdef Py_ssize_t INPUTS_IN_PLACE = 256
@@ -120,7 +123,9 @@ cdef void product_in_place(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const real_
 cdef bint inside_size(Py_ssize_t rows, Py_ssize_t inputs) noexcept nogil:
     """Whether a step is to multiply its inputs itself: true where many rows share its weights, and
     where there are so few inputs that storing and reading the sums costs more than the product."""
-    return rows >= ROWS_INSIDE or inputs <= INPUTS_INSIDE
+    if rows >= SOME_ROWS:
+        return rows >= MANY_ROWS or inputs <= INPUTS_OF_SOME_ROWS or K.many_registers()
+    return inputs <= INPUTS_INSIDE
 
 
 cdef bint inside(object x, Py_ssize_t T):

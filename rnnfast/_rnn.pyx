@@ -94,7 +94,7 @@ cdef void forward(const Rnn *s, _seq.Share *share, const real_t *w_hh) noexcept 
             if s.h_prev != NULL:
                 _seq.copy_units(n, H, j0, j1, hm, <real_t *>s.h_prev + row * H)
             K.rnn_step(n, H, j0, j1, i & 1, s.act, s.inputs, x, <real_t *>s.packed_ih,
-                       a if a != NULL else <real_t *>s.start, H if a != NULL else 0, hm,
+                       a if a != NULL else <real_t *>s.start, H if a != NULL else 0, H, hm,
                        <real_t *>s.packed_hh, new, y, s.ldy)  # F1 .. F3
         if share.workers == 1:
             memcpy(h, new, n * H * sizeof(real_t))

@@ -72,6 +72,8 @@ cdef struct Division:
 cdef void divide(Division *d, bint fixed, object batch_sizes, object offsets) except *
 cdef void copy_units(Py_ssize_t rows, Py_ssize_t H, Py_ssize_t first, Py_ssize_t last,
                      const real_t *source, real_t *to) noexcept nogil
+cdef void add_units(Py_ssize_t rows, Py_ssize_t H, Py_ssize_t first, Py_ssize_t last,
+                    const real_t *source, real_t *to) noexcept nogil
 
 # p + n rows of `size` bytes, or NULL.
 cdef inline void *below(void *p, Py_ssize_t n, Py_ssize_t size) noexcept nogil:

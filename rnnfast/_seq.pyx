@@ -190,7 +190,11 @@ cdef void meet(Share *share) noexcept nogil:
 cdef bint range_of(const Share *share, Py_ssize_t n, Py_ssize_t unit, Py_ssize_t *first,
                    Py_ssize_t *last) noexcept nogil:
     """Divide 0 .. n - 1 by whole units; whether there are any for this worker."""
-    cdef Py_ssize_t k = share.worker, workers = share.workers, units = (n + unit - 1) // unit
+    cdef Py_ssize_t k = share.worker, workers = share.workers, units
+    if workers == 1:
+        first[0], last[0] = 0, n
+        return n > 0
+    units = (n + unit - 1) // unit
     if share.alone:
         k, workers = 1 if share.worker else 0, 1
     first[0], last[0] = units * k // workers * unit, min(units * (k + 1) // workers * unit, n)
@@ -269,6 +273,14 @@ cdef void copy_units(Py_ssize_t rows, Py_ssize_t H, Py_ssize_t first, Py_ssize_t
         return
     for b in range(rows):
         memcpy(to + b * H + first, source + b * H + first, (last - first) * sizeof(real_t))
+
+
+cdef void add_units(Py_ssize_t rows, Py_ssize_t H, Py_ssize_t first, Py_ssize_t last,
+                    const real_t *source, real_t *to) noexcept nogil:
+    """to += source, in units first to last of so many rows of H."""
+    cdef Py_ssize_t b
+    for b in range(rows):
+        K.add(last - first, source + b * H + first, to + b * H + first)
 
 
 cdef void zero_reset_rows(const Packed *q, Py_ssize_t t, Py_ssize_t n,

@@ -32,6 +32,7 @@ cdef enum:
     RNN, LSTM, GRU
 
 KINDS = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
+cdef double EPS = 1e-5  # layer norm's epsilon, as in reference.sequence
 cdef enum:
     FEW_UNITS = 32  # RF_FEW_UNITS of csrc/step_tmpl.h
     BLOCK = 1024  # rows that one product of inputs covers: their sums stay in the nearer caches
@@ -40,47 +41,124 @@ cdef enum:
     BRIEF = 200000
 
 
-# One layer in one direction.
+# One layer in one direction; NULL where the variant has no use for a part.
 cdef struct Cell:
     int kind
+    bint before     # a GRU's reset comes before the product
+    bint normed     # layer norm
+    bint projected
+    bint reverse
+    bint together   # the inputs of many steps are one product,
+    Py_ssize_t few  # of so many rows where these are few, else 0
     K.rf_act act
     K.rf_lstm opt
     Py_ssize_t inputs
     Py_ssize_t H
+    Py_ssize_t P    # numbers of the state h
     Py_ssize_t G
-    bint reverse
-    void *w_ih      # packed with all gates: a step reads its inputs itself; or NULL, and then
-    void *w_all     # packed for one product over many steps; or as it is where that has few rows:
-    Py_ssize_t few  # so many, or 0; and then
-    void *turned    # scratch for x' and the transpose of the result
+    void *w_ih      # packed for a step, which reads its inputs itself; or NULL, and then
+    void *w_all     # packed for one product over many steps, or as it is where that has few rows
+    void *turned    # and scratch for x' and the transpose of the result
+    void *w_in      # reset before: n's rows, while w_ih and w_hh have r's and z's
     void *w_hh
+    void *w_hn
+    void *w_hr
     void *bias
     void *bias_n
     void *peephole
-    void *h         # [B, H]
+    void *gain_ih
+    void *gain_hh
+    void *gain_c
+    void *bias_c
+    void *h         # [B, P]
     void *c         # [B, H]
-    void *next      # [B, H] scratch
+    void *next      # [B, P] scratch
+    void *m         # [B, H] scratch: o tanh(c) before its projection, or r h
+    void *z         # [B, H] scratch: a gate that the second half of a step needs
+    void *a         # [B, G H] scratch of layer norm: W_ih x,
+    void *ah        # W_hh h,
+    void *gates     # a GRU's gates,
+    void *cn        # [B, H] an LSTM's c
     bint back       # a step goes through the weights as the one before it did not
 
 
-cdef void step(Cell *s, Py_ssize_t B, Py_ssize_t j0, Py_ssize_t j1, const real_t *x,
-               const real_t *start, Py_ssize_t lds, real_t *y, Py_ssize_t ldy) noexcept nogil:
-    """One time step of the hidden units j0 to j1; x NULL: `start` has the inputs' part already."""
-    cdef Py_ssize_t H = s.H
+cdef inline bint in_halves(const Cell *s) noexcept nogil:
+    """Whether in the middle of a step all units must be there."""
+    return s.before or s.projected
+
+
+cdef void norm_inputs(const Cell *s, Py_ssize_t N, real_t *a) noexcept nogil:
+    """The layer norm of N rows W_ih x, in place."""
+    cdef Py_ssize_t W = s.G * s.H, i
+    cdef real_t rstd
+    for i in range(N):
+        K.layer_norm_forward(1, W, <real_t>EPS, a + i * W, <real_t *>s.gain_ih, <real_t *>s.bias,
+                             a + i * W, &rstd, a + i * W, False)
+
+
+cdef void normed_step(Cell *s, Py_ssize_t B, const real_t *x, real_t *a, real_t *out, real_t *y,
+                      Py_ssize_t ldy) noexcept nogil:
+    """A step with layer norm without its projection; a: [B, G H] the normed inputs' part, unless x
+    has the inputs."""
+    cdef Py_ssize_t H = s.H, W = s.G * H
+    if x != NULL:
+        a = <real_t *>s.a
+        gemm_weights(B, W, s.inputs, x, s.inputs, <real_t *>NULL, <real_t *>s.w_ih, <real_t>0, a, W)
+        norm_inputs(s, B, a)
+    gemm_weights(B, W, s.P, <real_t *>s.h, s.P, <real_t *>NULL, <real_t *>s.w_hh, <real_t>0,
+                 <real_t *>s.ah, W)
+    if s.kind == LSTM:
+        K.lstm_norm_forward(B, H, &s.opt, <real_t>EPS, <real_t *>s.ah, <real_t *>s.gain_hh,
+                            <real_t *>s.gain_c, <real_t *>s.bias_c, a, <real_t *>s.peephole,
+                            <real_t *>s.c, <real_t *>s.cn, <real_t *>NULL, <real_t *>NULL,
+                            <real_t *>NULL, <real_t *>NULL, <real_t *>NULL, out, y, ldy)
+    else:
+        K.gru_norm_forward(B, H, s.act, <real_t>EPS, <real_t *>s.ah, <real_t *>s.gain_hh, a,
+                           <real_t *>s.bias_n, <real_t *>s.gates, <real_t *>NULL, <real_t *>NULL,
+                           <real_t *>NULL, <real_t *>s.h, out, y, ldy)
+
+
+cdef void step(Cell *s, Share *share, Py_ssize_t B, const real_t *x, const real_t *start,
+               Py_ssize_t lds, real_t *y, Py_ssize_t ldy) noexcept nogil:
+    """One time step of a share's hidden units; x NULL: `start` has the inputs' part already."""
+    cdef Py_ssize_t H = s.H, j0, j1
     cdef real_t *h = <real_t *>s.h
     cdef real_t *new = <real_t *>s.next
+    cdef real_t *out = <real_t *>s.m if s.projected else new
+    cdef real_t *to = NULL if s.projected else y
     cdef const real_t *w_ih = <real_t *>s.w_ih if x != NULL else NULL
-    if s.kind == LSTM:
-        K.lstm_step(B, H, j0, j1, s.back, &s.opt, s.inputs, x, w_ih, start, lds, H, h,
-                    <real_t *>s.w_hh, <real_t *>s.peephole, <real_t *>s.c, <real_t *>NULL,
-                    <real_t *>NULL, new, y, ldy)
-    elif s.kind == GRU:
-        K.gru_step(B, H, j0, j1, s.back, s.act, s.inputs, x, w_ih, start, lds,
-                   <real_t *>s.bias_n, h, <real_t *>s.w_hh, h, <real_t *>NULL, <real_t *>NULL, new,
-                   y, ldy)
-    else:
-        K.rnn_step(B, H, j0, j1, s.back, s.act, s.inputs, x, w_ih, start, lds, h,
-                   <real_t *>s.w_hh, new, y, ldy)
+    cdef K.rf_act identity
+    if range_of(share, H, TILE, &j0, &j1):
+        if s.normed:
+            normed_step(s, B, x, <real_t *>start, out, to, ldy)
+        elif s.kind == LSTM:
+            K.lstm_step(B, H, j0, j1, s.back, &s.opt, s.inputs, x, w_ih, start, lds, s.P, h,
+                        <real_t *>s.w_hh, <real_t *>s.peephole, <real_t *>s.c, <real_t *>NULL,
+                        <real_t *>NULL, out, to, ldy)
+        elif s.before:
+            K.gru_before_gates_step(B, H, j0, j1, s.back, s.act, s.inputs, x, w_ih, start, lds, h,
+                                    <real_t *>s.w_hh, <real_t *>NULL, <real_t *>s.z, H,
+                                    <real_t *>s.m)
+        elif s.kind == GRU:
+            K.gru_step(B, H, j0, j1, s.back, s.act, s.inputs, x, w_ih, start, lds,
+                       <real_t *>s.bias_n, h, <real_t *>s.w_hh, h, <real_t *>NULL,
+                       <real_t *>NULL, new, y, ldy)
+        else:
+            K.rnn_step(B, H, j0, j1, s.back, s.act, s.inputs, x, w_ih, start, lds, H, h,
+                       <real_t *>s.w_hh, new, y, ldy)
+    if not in_halves(s):
+        return
+    meet(share)
+    if s.projected:
+        identity.kind = K.RF_IDENTITY
+        if range_of(share, s.P, TILE, &j0, &j1):
+            K.rnn_step(B, s.P, j0, j1, s.back, identity, 0, <real_t *>NULL, <real_t *>NULL,
+                       <real_t *>NULL, 0, H, out, <real_t *>s.w_hr, new, y, ldy)
+    elif range_of(share, H, TILE, &j0, &j1):
+        K.gru_before_output_step(B, H, j0, j1, s.back, s.inputs, x,
+                                 <real_t *>s.w_in if x != NULL else NULL,
+                                 start + 2 * H if start != NULL else NULL, lds, <real_t *>s.m,
+                                 <real_t *>s.w_hn, <real_t *>s.z, <real_t *>NULL, H, h, new, y, ldy)
 
 
 cdef void swap(Cell *s) noexcept nogil:
@@ -95,10 +173,12 @@ cdef void one_step(Cell *cells, Py_ssize_t layers, Py_ssize_t B, const real_t *x
     """A time step of all layers, in one direction, on this thread: each reads what the one below
     has just written."""
     cdef K.rf_fpmode mode = K.enter()
+    cdef Share share
     cdef Py_ssize_t k
+    share.worker, share.workers, share.gang, share.alone = 0, 1, NULL, 0
     for k in range(layers):
-        step(&cells[k], B, 0, cells[k].H, x, <real_t *>cells[k].bias, 0,
-             y if k == layers - 1 else NULL, cells[k].H)
+        step(&cells[k], &share, B, x, <real_t *>cells[k].bias, 0, y if k == layers - 1 else NULL,
+             cells[k].P)
         swap(&cells[k])
         x = <real_t *>cells[k].h
     K.leave(mode)
@@ -140,7 +220,7 @@ cdef struct Job:
 
 cdef void inputs_product(const Cell *s, Share *share, Py_ssize_t N, const real_t *x,
                          real_t *a) noexcept nogil:
-    """a = bias + W_ih x."""
+    """a = bias + W_ih x; with layer norm, which comes next and brings its own, without bias."""
     cdef Py_ssize_t W = s.G * s.H, I = s.inputs, i, first, last
     cdef real_t *columns = <real_t *>s.turned
     cdef real_t *bias
@@ -150,7 +230,7 @@ cdef void inputs_product(const Cell *s, Share *share, Py_ssize_t N, const real_t
         meet(share)
     if not range_of(share, W, PANEL, &first, &last):
         return
-    bias = <real_t *>s.bias + first if s.bias != NULL else NULL
+    bias = <real_t *>s.bias + first if s.bias != NULL and not s.normed else NULL
     if s.few:
         product_in_place(N, last - first, I, columns, <real_t *>s.w_all + first * I, bias,
                          columns + (I + first) * N, a + first, W)
@@ -165,7 +245,6 @@ cdef void run_share(Cell *s, const Job *job, Py_ssize_t b, Py_ssize_t n, Share *
                     const real_t *x, real_t *a, real_t *y) noexcept nogil:
     """All steps of a share, for n sequences from b on; x, a, y: of the whole batch."""
     cdef Py_ssize_t W = s.G * s.H, B = job.B, T = job.T, count = T, done = 0, steps, i, t, row
-    cdef Py_ssize_t j0, j1
     cdef bint all_steps = x != NULL and s.w_ih == NULL  # one product for many steps
     cdef const real_t *x_t
     cdef const real_t *start
@@ -178,6 +257,8 @@ cdef void run_share(Cell *s, const Job *job, Py_ssize_t b, Py_ssize_t n, Share *
             row = (T - done - steps if s.reverse else done) * B
             inputs_product(s, share, steps * B, x + row * s.inputs, a)
             meet(share)
+            if s.normed:
+                norm_inputs(s, steps * B, a)
         for i in range(steps):
             t = T - 1 - done - i if s.reverse else done + i
             if x == NULL:
@@ -190,8 +271,7 @@ cdef void run_share(Cell *s, const Job *job, Py_ssize_t b, Py_ssize_t n, Share *
             if job.few_units:
                 steps_of_few(s, steps, x_t, start, 0 if x_t != NULL else W, y_t, job.ldy)
                 break
-            if range_of(share, s.H, TILE, &j0, &j1):
-                step(s, n, j0, j1, x_t, start, 0 if x_t != NULL else W, y_t, job.ldy)
+            step(s, share, n, x_t, start, 0 if x_t != NULL else W, y_t, job.ldy)
             swap(s)
             meet(share)
         done += steps
@@ -200,12 +280,19 @@ cdef void run_share(Cell *s, const Job *job, Py_ssize_t b, Py_ssize_t n, Share *
 cdef void run_direction(const Job *job, int d, Py_ssize_t b, Py_ssize_t n,
                         Share *share) noexcept nogil:
     cdef Cell s = job.cells[d]  # a copy, as each share goes through the steps by itself
+    cdef Py_ssize_t W = s.G * s.H
     cdef Py_ssize_t size = sizeof(float) if job.num == cnp.NPY_FLOAT else sizeof(double)
-    cdef char *y = job.y + s.H * size if job.y != NULL and s.reverse else job.y
-    cdef char *a = job.a if job.x == NULL else job.a + d * job.room * s.G * s.H * size
-    s.h = _seq.below(s.h, b * s.H, size)
+    cdef char *y = job.y + s.P * size if job.y != NULL and s.reverse else job.y
+    cdef char *a = job.a if job.x == NULL else job.a + d * job.room * W * size
+    s.h = _seq.below(s.h, b * s.P, size)
     s.c = _seq.below(s.c, b * s.H, size)
-    s.next = _seq.below(s.next, b * s.H, size)
+    s.next = _seq.below(s.next, b * s.P, size)
+    s.m = _seq.below(s.m, b * s.H, size)
+    s.z = _seq.below(s.z, b * s.H, size)
+    s.a = _seq.below(s.a, b * W, size)
+    s.ah = _seq.below(s.ah, b * W, size)
+    s.gates = _seq.below(s.gates, b * W, size)
+    s.cn = _seq.below(s.cn, b * s.H, size)
     if job.num == cnp.NPY_FLOAT:
         run_share(&s, job, b, n, share, <float *>job.x, <float *>a, <float *>y)
     else:
@@ -233,13 +320,16 @@ cdef void run_units(void *arg, int worker, int workers, K.rf_gang *gang) noexcep
 cdef void run_job(Job *job) noexcept nogil:
     """All steps; then the cells' states are where the last step left them."""
     cdef Cell *s = job.cells
-    cdef double weights = s.G * s.H * (s.H + (s.inputs if job.x != NULL else 0))
+    cdef double weights = (s.G * s.H * (s.P + (s.inputs if job.x != NULL else 0))
+                           + (s.P * s.H if s.projected else 0))
     cdef bint rows = job.x == NULL or s.w_ih != NULL  # not with a product over the whole batch
-    cdef _seq.Plan plan = _seq.plan(job.T, job.B if rows else 1, job.directions, weights, s.H)
+    cdef _seq.Plan plan = _seq.plan(job.T, job.B if rows else 1, job.directions, weights,
+                                    0 if s.normed else s.H)
     cdef K.rf_fpmode mode = K.enter()
     cdef int d
     job.parts = plan.parts
-    job.few_units = job.B == 1 and s.H <= FEW_UNITS and not plan.units
+    job.few_units = (job.B == 1 and s.H <= FEW_UNITS and not plan.units and not in_halves(s)
+                     and not s.normed)
     if plan.units:
         K.pool_run_gang(plan.threads, run_units, job)
     else:
@@ -267,47 +357,60 @@ cdef void put_bias(bint gru, Py_ssize_t H, Py_ssize_t W, const real_t *b_ih, con
         _seq.fill_rows(1, H, b_hh + n if b_hh != NULL else NULL, bias_n)
 
 
-cdef Py_ssize_t inputs_room(Py_ssize_t G, Py_ssize_t H, Py_ssize_t inputs, bint together,
-                            Py_ssize_t few) noexcept nogil:
-    """Elements of the inputs' weights, packed; or of what a product of few rows writes."""
-    if few:
-        return rounded((inputs + G * H) * few)
-    return packed_size(1, G * H, inputs) if together else packed_size(G, H, inputs)
+cdef void *place(char *to, Py_ssize_t size, Py_ssize_t n, Py_ssize_t *total) noexcept nogil:
+    """Room for n elements behind the `total` that are taken; NULL where n is 0."""
+    cdef char *at = to + total[0] * size
+    total[0] += rounded(n)
+    return at if n else NULL
 
 
-cdef Py_ssize_t room_of(Py_ssize_t G, Py_ssize_t H, Py_ssize_t inputs, bint together,
-                        Py_ssize_t few) noexcept nogil:
-    """Elements that `prepare` needs."""
-    return (inputs_room(G, H, inputs, together, few) + packed_size(G, H, H) + rounded(G * H)
-            + rounded(H))
+cdef Py_ssize_t lay_out(Cell *s, Py_ssize_t B, bint biased, char *to,
+                        Py_ssize_t size) noexcept nogil:
+    """Let what a cell owns lie from `to` on; the number of elements that it takes."""
+    cdef Py_ssize_t H = s.H, P = s.P, W = s.G * H, I = s.inputs, total = 0
+    cdef Py_ssize_t gates = 1 if s.normed else 2 if s.before else s.G  # packed side by side
+    cdef Py_ssize_t rows = W // gates if not s.before else H
+    cdef bint inside = not s.together
+    s.turned = place(to, size, (I + W) * s.few, &total)
+    s.w_all = place(to, size, packed_size(1, W, I) if s.together and not s.few else 0, &total)
+    s.w_ih = place(to, size, packed_size(gates, rows, I) if inside else 0, &total)
+    s.w_in = place(to, size, packed_size(1, H, I) if inside and s.before else 0, &total)
+    s.w_hh = place(to, size, packed_size(gates, rows, P), &total)
+    s.w_hn = place(to, size, packed_size(1, H, P) if s.before else 0, &total)
+    s.w_hr = place(to, size, packed_size(1, P, H) if s.projected else 0, &total)
+    s.bias = place(to, size, W if biased else 0, &total)
+    s.bias_n = place(to, size, H if biased and s.kind == GRU and not s.before else 0, &total)
+    s.m = place(to, size, B * H if in_halves(s) else 0, &total)
+    s.z = place(to, size, B * H if s.before else 0, &total)
+    s.a = place(to, size, B * W if s.normed else 0, &total)
+    s.ah = place(to, size, B * W if s.normed else 0, &total)
+    s.gates = place(to, size, B * W if s.normed and s.kind == GRU else 0, &total)
+    s.cn = place(to, size, B * H if s.normed and s.kind == LSTM else 0, &total)
+    return total
 
 
-cdef void prepare(Cell *s, bint together, Py_ssize_t few, const real_t *w_ih, const real_t *w_hh,
-                  const real_t *b_ih, const real_t *b_hh, real_t *to) noexcept nogil:
-    """Pack a cell's parameters, from `to` on. The inputs' weights for one product over many steps,
-    or not at all if it is of few rows."""
-    cdef Py_ssize_t W = s.G * s.H
-    cdef bint biased = b_ih != NULL or b_hh != NULL
+cdef void prepare(Cell *s, const real_t *w_ih, const real_t *w_hh, const real_t *w_hr,
+                  const real_t *b_ih, const real_t *b_hh) noexcept nogil:
+    """Pack a cell's parameters into what `lay_out` has given it."""
+    cdef Py_ssize_t H = s.H, P = s.P, W = s.G * H, I = s.inputs, rows = W if s.normed else H
+    cdef Py_ssize_t gates = 1 if s.normed else 2 if s.before else s.G
     cdef int num = cnp.NPY_FLOAT if real_t is float else cnp.NPY_DOUBLE
     cdef K.rf_fpmode mode = K.enter()
-    s.w_ih = s.w_all = s.turned = s.bias = s.bias_n = NULL
-    s.few = few
-    if few:
-        s.w_all, s.turned = <void *>w_ih, to
-    elif together:
-        s.w_all = to
-        pack_to(num, True, 1, W, s.inputs, w_ih, to)
+    if s.few:
+        s.w_all = <void *>w_ih
+    elif s.together:
+        pack_to(num, True, 1, W, I, w_ih, s.w_all)
     else:
-        s.w_ih = to
-        pack_to(num, True, s.G, s.H, s.inputs, w_ih, to)
-    to += inputs_room(s.G, s.H, s.inputs, together, few)
-    s.w_hh = to
-    pack_to(num, True, s.G, s.H, s.H, w_hh, to)
-    to += packed_size(s.G, s.H, s.H)
-    if biased:
-        s.bias = to
-        s.bias_n = to + rounded(W) if s.kind == GRU else NULL
-        put_bias(s.kind == GRU, s.H, W, b_ih, b_hh, to, to + rounded(W))
+        pack_to(num, True, gates, rows, I, w_ih, s.w_ih)
+    pack_to(num, True, gates, rows, P, w_hh, s.w_hh)
+    if s.before:
+        if s.w_in != NULL:
+            pack_to(num, True, 1, H, I, w_ih + 2 * H * I, s.w_in)
+        pack_to(num, True, 1, H, P, w_hh + 2 * H * P, s.w_hn)
+    if s.projected:
+        pack_to(num, True, 1, P, H, w_hr, s.w_hr)
+    if s.bias != NULL:
+        put_bias(s.bias_n != NULL, H, W, b_ih, b_hh, <real_t *>s.bias, <real_t *>s.bias_n)
     K.leave(mode)
 
 
@@ -329,133 +432,151 @@ cdef class Stack:
     params : dict
         Arrays by name.
     names : list of dict
-        By layer, then direction: the names of w_ih, w_hh, and of b_ih, b_hh, peephole where there
-        are any.
+        By layer, then direction: the names of w_ih, w_hh, and of what else there is of b_ih, b_hh,
+        w_hr, peephole, gain_ih, gain_hh, gain_c, bias_c.
     directions : int
     B : int
     act : str
         Activation of the gates, of the RNN's state.
     coupled, clip
         Of an LSTM.
+    reset_after
+        Of a GRU.
     steps : int
         Time steps that a call will cover, as far as known: many make one product of their inputs.
     """
 
     cdef Cell *cells
     cdef readonly Py_ssize_t layers, directions, B, inputs, features
-    cdef Py_ssize_t H, W, room, wide_room
+    cdef Py_ssize_t H, P, W, room, wide_room
     cdef int num
     cdef bint lstm
     cdef bint single        # a step is for `one_step`,
     cdef bint brief         # and with the GIL
     cdef char *states       # h of all cells; as much again, since a step reads one half and writes
-    cdef size_t state_size  # the other; and c. state_size: bytes of one of the three
+    cdef size_t h_size      # the other; and c. h_size, c_size: their bytes
+    cdef size_t c_size
     cdef object memory, kept, scratch, between, table
 
     def __init__(self, str cell, dict params, list names, Py_ssize_t directions, Py_ssize_t B, act,
-                 bint coupled=False, double clip=0.0, Py_ssize_t steps=1):
+                 bint coupled=False, double clip=0.0, bint reset_after=True, Py_ssize_t steps=1):
         cdef Cell *s
-        cdef Py_ssize_t k, n = len(names), size, total, inputs, W, H, few, most = 0
+        cdef Cell probe
+        cdef Py_ssize_t k, n = len(names), size, total, H, P, W, most = 0
         cdef Py_ssize_t rows = min(steps, BLOCK // B + 1) * B  # of the largest product of inputs
-        cdef bint together
-        cdef int kind = KINDS[cell]
-        cdef K.rf_act activation = K.activation(act)
+        cdef bint biased = "b_ih" in names[0] or "b_hh" in names[0]
         cdef cnp.ndarray w_hh = params[names[0]["w_hh"]], w_ih = params[names[0]["w_ih"]]
         cdef char *p
         cdef void *pw_ih
         cdef void *pw_hh
+        cdef void *pw_hr
         cdef void *b_ih
         cdef void *b_hh
         cdef dict own
+        memset(&probe, 0, sizeof(Cell))
+        probe.kind = KINDS[cell]
+        probe.act = probe.opt.gate = K.activation(act)
+        probe.opt.coupled, probe.opt.clip = coupled, clip
+        probe.G = 1 if probe.kind == RNN else 3 if probe.kind == GRU or coupled else 4
+        probe.before = probe.kind == GRU and not reset_after
+        probe.normed, probe.projected = "gain_hh" in names[0], "w_hr" in names[0]
         self.num = _seq.typenum(w_hh)
         size = cnp.PyArray_ITEMSIZE(w_hh)
-        self.W, self.H = W, H = cnp.PyArray_DIM(w_hh, 0), cnp.PyArray_DIM(w_hh, 1)
+        self.W, self.P = W, P = cnp.PyArray_DIM(w_hh, 0), cnp.PyArray_DIM(w_hh, 1)
+        self.H = probe.H = H = W // probe.G
+        probe.P = P
         self.B, self.directions, self.layers = B, directions, n // directions
-        self.inputs, self.features = cnp.PyArray_DIM(w_ih, 1), directions * H
-        self.lstm = kind == LSTM
-        self.state_size = n * B * H * size
+        self.inputs, self.features = cnp.PyArray_DIM(w_ih, 1), directions * P
+        self.lstm = probe.kind == LSTM
+        self.h_size, self.c_size = n * B * P * size, n * B * H * size if self.lstm else 0
         self.kept, self.table, self.scratch, self.between = [], None, None, None
 
         # All in one piece: a small net would spend most of its time on making arrays.
-        total = 16 + rounded((n * sizeof(Cell) + size - 1) // size) + rounded(3 * n * B * H)
+        total = 16 + rounded((n * sizeof(Cell) + size - 1) // size)
+        total += rounded((2 * self.h_size + self.c_size) // size)
         for k in range(n):
-            inputs = self.inputs if k < directions else self.features
-            together = steps > 1 and not inside_size(B, inputs)
-            few = rows if together and in_place(rows, inputs) else 0
-            total += room_of(W // H, H, inputs, together, few)
+            self.choose(&probe, k, steps, rows)
+            total += lay_out(&probe, B, biased, NULL, size)
         self.memory = empty(1, total, self.num)
         p = <char *>cnp.PyArray_DATA(<cnp.ndarray>self.memory)
         p += -<size_t>p % 64
         self.cells = <Cell *>p
         p += rounded((n * sizeof(Cell) + size - 1) // size) * size
         self.states = p
-        p += rounded(3 * n * B * H) * size
+        p += rounded((2 * self.h_size + self.c_size) // size) * size
         total = 0
         for k in range(n):
             s, own = &self.cells[k], names[k]
-            s.kind, s.act, s.opt.gate = kind, activation, activation
-            s.opt.coupled, s.opt.clip = coupled, clip
-            s.H, s.G = H, W // H
-            s.inputs = inputs = self.inputs if k < directions else self.features
-            s.reverse = k % directions == 1
+            s[0] = probe
+            self.choose(s, k, steps, rows)
+            p += lay_out(s, B, biased, p, size) * size
             b_ih = parameter(params, own, "b_ih", self.num, W, 0)
             b_hh = parameter(params, own, "b_hh", self.num, W, 0)
             s.peephole = parameter(params, own, "peephole", self.num, 3, H)
-            pw_ih = matrix(params[own["w_ih"]], "w_ih", self.num, W, inputs)
-            pw_hh = matrix(params[own["w_hh"]], "w_hh", self.num, W, H)
-            self.kept.append((params[own["w_ih"]], params.get(own.get("peephole"))))
-            together = steps > 1 and not inside_size(B, inputs)
-            few = rows if together and in_place(rows, inputs) else 0
+            s.gain_ih = parameter(params, own, "gain_ih", self.num, W, 0)
+            s.gain_hh = parameter(params, own, "gain_hh", self.num, W, 0)
+            s.gain_c = parameter(params, own, "gain_c", self.num, H, 0)
+            s.bias_c = parameter(params, own, "bias_c", self.num, H, 0)
+            pw_ih = matrix(params[own["w_ih"]], "w_ih", self.num, W, s.inputs)
+            pw_hh = matrix(params[own["w_hh"]], "w_hh", self.num, W, P)
+            pw_hr = parameter(params, own, "w_hr", self.num, P, H)
+            self.kept.append({key: params[name] for key, name in own.items()})
             if self.num == cnp.NPY_FLOAT:
-                prepare(s, together, few, <float *>pw_ih, <float *>pw_hh, <float *>b_ih,
-                        <float *>b_hh, <float *>p)
+                prepare(s, <float *>pw_ih, <float *>pw_hh, <float *>pw_hr, <float *>b_ih,
+                        <float *>b_hh)
             else:
-                prepare(s, together, few, <double *>pw_ih, <double *>pw_hh, <double *>b_ih,
-                        <double *>b_hh, <double *>p)
-            p += room_of(s.G, H, inputs, together, few) * size
-            total, most = total + B * W * (H + inputs), max(most, W * (H + inputs))
+                prepare(s, <double *>pw_ih, <double *>pw_hh, <double *>pw_hr, <double *>b_ih,
+                        <double *>b_hh)
+            total, most = total + B * W * (P + s.inputs), max(most, W * (P + s.inputs))
         self.single = directions == 1 and steps == 1 and not _seq.for_pool(1, B, most)
         self.brief = total <= BRIEF
         self.reset()
 
+    cdef void choose(self, Cell *s, Py_ssize_t k, Py_ssize_t steps, Py_ssize_t rows) noexcept:
+        """What cell k reads, and how."""
+        s.inputs = self.inputs if k < self.directions else self.features
+        s.reverse = k % self.directions == 1
+        s.together = steps > 1 and not inside_size(self.B, s.inputs)
+        s.few = rows if s.together and in_place(rows, s.inputs) else 0
+
     cdef void point(self):
         """Let the cells' states be the first halves."""
         cdef char *h = self.states
-        cdef Py_ssize_t k, n = self.layers * self.directions, size = self.state_size // n
+        cdef Py_ssize_t k, n = self.layers * self.directions, size = self.h_size // n
         for k in range(n):
             self.cells[k].h = h + k * size
             self.cells[k].next = h + (n + k) * size
-            self.cells[k].c = h + (2 * n + k) * size
+            self.cells[k].c = h + 2 * self.h_size + k * (self.c_size // n)
 
     def reset(self):
         """The zero state."""
-        memset(self.states, 0, 3 * self.state_size)
+        memset(self.states, 0, 2 * self.h_size + self.c_size)
         self.point()
 
     def get_state(self):
-        """[h] or [h, c], each (layers * directions, B, H), copies."""
+        """[h] or [h, c], each (layers * directions, B, size), copies."""
         cdef cnp.npy_intp shape[3]
-        cdef Py_ssize_t k, n = self.layers * self.directions, size = self.state_size // n
-        shape[0], shape[1], shape[2] = n, self.B, self.H
+        cdef Py_ssize_t k, n = self.layers * self.directions, size = self.h_size // n
+        shape[0], shape[1], shape[2] = n, self.B, self.P
         h = allocate(3, shape, self.num)
         cdef char *to = <char *>cnp.PyArray_DATA(<cnp.ndarray>h)
         for k in range(n):
             memcpy(to + k * size, self.cells[k].h, size)
         if not self.lstm:
             return [h]
+        shape[2] = self.H
         c = allocate(3, shape, self.num)
-        memcpy(cnp.PyArray_DATA(<cnp.ndarray>c), self.states + 2 * self.state_size,
-               self.state_size)
+        memcpy(cnp.PyArray_DATA(<cnp.ndarray>c), self.states + 2 * self.h_size, self.c_size)
         return [h, c]
 
     def set_state(self, list state):
         """Arrays as `get_state` gives them."""
-        cdef tuple shape = (self.layers * self.directions, self.B, self.H)
+        cdef Py_ssize_t n = self.layers * self.directions
         self.point()
-        memcpy(self.states, data(state[0], "h", self.num, shape), self.state_size)
+        memcpy(self.states, data(state[0], "h", self.num, (n, self.B, self.P)), self.h_size)
         if self.lstm:
-            memcpy(self.states + 2 * self.state_size, data(state[1], "c", self.num, shape),
-                   self.state_size)
+            memcpy(self.states + 2 * self.h_size,
+                   data(state[1], "c", self.num, (n, self.B, self.H)), self.c_size)
 
     def run(self, x, Py_ssize_t T, out):
         """T steps from the state at hand.
@@ -564,18 +685,23 @@ cdef class Stack:
         return 0
 
     cdef object tables(self):
-        """Per direction of the first layer: bias + column of W_ih by class, [inputs, W]."""
+        """Per direction of the first layer: bias + column of W_ih by class, [inputs, W], normed
+        where the layer does that."""
         cdef cnp.npy_intp W = self.W
         cdef Py_ssize_t d
         if self.table is None:
-            from rnnfast._dense import lookup_table
+            from rnnfast._dense import layer_norm_forward, lookup_table
 
             self.table = []
             for d in range(self.directions):
                 bias = None
                 if self.cells[d].bias != NULL:
                     bias = cnp.PyArray_SimpleNewFromData(1, &W, self.num, self.cells[d].bias)
-                self.table.append(lookup_table(self.kept[d][0], bias))
+                w_ih, normed = self.kept[d]["w_ih"], self.cells[d].normed
+                table = lookup_table(w_ih, None if normed else bias)
+                if normed:
+                    table = layer_norm_forward(table, self.kept[d]["gain_ih"], bias)[0]
+                self.table.append(table)
         return self.table
 
     cdef void look_up(self, const int64_t *ids, Py_ssize_t N, object table, void *a):

@@ -246,18 +246,17 @@ class Recurrent(Module):
         return self._run(x, state, lengths, resets, True, pad_output)
 
     def _stackable(self):
-        """Whether `Stack` can run this layer: fixed order, no variant that needs more than a step's
-        kernel."""
-        return (_engine.get_engine() == "fused" and not self.layer_norm and not self.proj_size
-                and (self.directions == 1 or self.merge == "concat")
-                and self.options.get("reset_after", True))  # fmt: skip
+        """Whether `Stack` can run this layer: fixed order, directions side by side."""
+        return (_engine.get_engine() == "fused"
+                and (self.directions == 1 or self.merge == "concat"))  # fmt: skip
 
     def _packed(self, B, steps):
         """The layer's weights, packed as they are now, ready for B sequences."""
         options = self.options
         act = options["nonlinearity"] if self.cell == "rnn" else options["gate"]
         return Stack(self.cell, self.params, self._known_names, self.directions, B, act,
-                     options.get("coupled", False), options.get("clip", 0.0), steps)  # fmt: skip
+                     options.get("coupled", False), options.get("clip", 0.0),
+                     options.get("reset_after", True), steps)  # fmt: skip
 
     def _run_stack(self, x, state, out, sequences):
         """A call with a dense batch on a `Stack`; None where `_run` has to see the arguments."""

@@ -49,6 +49,8 @@ class Lstm(ctypes.Structure):
     _fields_ = (("gate", Act), ("coupled", ctypes.c_int), ("clip", ctypes.c_double))
 
 
+IDENTITY = (4, 0.0, 0.0)  # RF_IDENTITY: no layer's activation
+
 VALUES = {"void": None, "int": ctypes.c_int, "double": ctypes.c_double, "rf_act": Act,
           "ptrdiff_t": ctypes.c_ssize_t}  # fmt: skip
 
@@ -468,101 +470,135 @@ def lstm_gates(ar, opt, parts, c, p):
 
 @case("lstm_forward")
 def lstm_forward(source):
-    # keep: a tape is wanted; infer: neither gates nor tanh_c; deferred: F5 is left to lstm_output
-    modes = ("keep", "infer", "deferred")
     for (B, H), opt in variants(source, batches(), 3, gate=GATES, coupled=BOTH, clip=(0.0, 0.7),
-                                peephole=BOTH, mode=modes, y=BOTH):  # fmt: skip
-        G, mode = 3 if opt["coupled"] else 4, opt["mode"]
+                                peephole=BOTH, keep=BOTH, y=BOTH):  # fmt: skip
+        G, keep = 3 if opt["coupled"] else 4, opt["keep"]
         a, c = source(B, G * H), source(B, H)
         peephole = source(3, H) if opt["peephole"] else None
-        y, ldy = maybe_rows(source, opt["y"] and mode != "deferred", B, H, source.blank)
+        y, ldy = maybe_rows(source, opt["y"], B, H, source.blank)
 
-        def expected(ar, a=a, c=c, p=peephole, y=y, G=G, opt=opt, mode=mode):
+        def expected(ar, a=a, c=c, p=peephole, y=y, G=G, opt=opt, keep=keep):
             parts = np.split(ar.array(a), G, axis=1)
             gates, c, tanh_c, h = lstm_gates(ar, opt, parts, c, p)
             return {"a": gates, "c": c, "y": None if y is None else h,
-                    "tanh_c": tanh_c if mode == "keep" else None,
-                    "h": None if mode == "deferred" else h}  # fmt: skip
+                    "tanh_c": tanh_c if keep else None, "h": h}  # fmt: skip
 
         yield {"B": B, "H": H, "opt": lstm_options(opt), "a": a, "peephole": peephole, "c": c,
-               "tanh_c": source.blank(B, H) if mode == "keep" else None,
-               "h": None if mode == "deferred" else source.blank(B, H), "y": y,
+               "tanh_c": source.blank(B, H) if keep else None, "h": source.blank(B, H), "y": y,
                "ldy": ldy}, expected  # fmt: skip
 
 
-@case("lstm_output")
-def lstm_output(source):
-    for (B, H), opt in variants(source, batches(), 2, coupled=BOTH, y=BOTH):
-        gates, c = source.unit(B, (3 if opt["coupled"] else 4) * H), source(B, H)
+@case("lstm_norm_forward")
+def lstm_norm_forward(source):
+    for (B, H), opt in variants(source, batches(), 3, gate=GATES, coupled=BOTH, clip=(0.0, 0.7),
+                                peephole=BOTH, keep=BOTH, y=BOTH):  # fmt: skip
+        G, keep = 3 if opt["coupled"] else 4, opt["keep"]
+        a, ah, c = source(B, G * H), source(B, G * H), source(B, H)
+        gain_hh, gain_c, bias_c = source(G * H), source(H), source(H)
+        peephole = source(3, H) if opt["peephole"] else None
         y, ldy = maybe_rows(source, opt["y"], B, H, source.blank)
 
-        def expected(ar, gates=gates, c=c, y=y, H=H):
-            tanh_c = ar.tanh(c)
-            h = ar.array(gates[:, gates.shape[1] - H :]) * tanh_c
-            return {"tanh_c": tanh_c, "h": h, "y": None if y is None else h}
+        def expected(ar, a=a, ah=ah, c=c, gains=(gain_hh, gain_c, bias_c), p=peephole, y=y, G=G,
+                     opt=opt, keep=keep):  # fmt: skip
+            gain_hh, gain_c, bias_c = gains
+            norm = functools.partial(sequence.layer_norm_forward, arithmetic=ar)
+            a, hhat, h_rstd = norm(ah, gain_hh, None, a)
+            gates, c, _, _ = lstm_gates(ar, opt, np.split(ar.array(a), G, axis=1), c, p)
+            cn, chat, c_rstd = norm(np.asarray(c), gain_c, bias_c)
+            tanh_c = ar.tanh(ar.array(cn))
+            h = gates[:, gates.shape[1] - cn.shape[1] :] * tanh_c
+            tape = {"hhat": hhat, "h_rstd": h_rstd, "chat": chat, "c_rstd": c_rstd,
+                    "tanh_c": tanh_c}  # fmt: skip
+            return {"ah": ah if keep else hhat, "a": gates, "c": c, "cn": cn, "h": h,
+                    "y": None if y is None else h, **(tape if keep else {})}  # fmt: skip
 
-        yield {"B": B, "H": H, "opt": {"coupled": opt["coupled"]}, "gates": gates, "c": c,
-               "tanh_c": source.blank(B, H), "h": source.blank(B, H), "y": y,
-               "ldy": ldy}, expected  # fmt: skip
+        tape = {"hhat": (B, G * H), "h_rstd": (B,), "chat": (B, H), "c_rstd": (B,),
+                "tanh_c": (B, H)}  # fmt: skip
+        yield {"B": B, "H": H, "opt": lstm_options(opt), "eps": source.dtype(sequence.EPS),
+               "ah": ah, "gain_hh": gain_hh, "gain_c": gain_c, "bias_c": bias_c, "a": a,
+               "peephole": peephole, "c": c, "cn": source.blank(B, H), "h": source.blank(B, H),
+               **{k: source.blank(*shape) if keep else None for k, shape in tape.items()},
+               "y": y, "ldy": ldy}, expected  # fmt: skip
+
+
+def lstm_gates_backward(ar, opt, parts, tc, cp, c, d, e, p, dcn=None):
+    """(da of all gates, dc of the step before) from d = dE/dh and e = dE/dc; dcn: what of it passes
+    through a normed c."""
+    i, f, g, o = (parts[0], 1 - parts[0], *parts[1:]) if len(parts) == 3 else parts
+    tc, cp, e = ar.array(tc), ar.array(cp), ar.array(e)
+    one, gate, coupled = tc.dtype.type(1), opt["gate"], len(parts) == 3
+    dz_o = d * tc * ar.derivative(gate, o)
+    e = ar.fma(d * o, ar.fma(-tc, tc, one), e) if dcn is None else e + dcn
+    if p is not None:
+        e = ar.fma(dz_o, p[2], e)
+    if opt["clip"] > 0:
+        inside = abs(ar.array(c)) < c.dtype.type(opt["clip"])
+        e = ar.array(np.where(inside, e, tc.dtype.type(0)))
+    dz_i = e * (g - cp if coupled else g) * ar.derivative(gate, i)
+    dz_f = e * cp * ar.derivative(gate, f)
+    dz_g = e * i * ar.fma(-g, g, one)
+    da = np.concatenate([dz_i, dz_g, dz_o] if coupled else [dz_i, dz_f, dz_g, dz_o], axis=1)
+    e = e * f
+    if p is not None:
+        e = ar.fma(dz_i, p[0], e)
+        e = e if coupled else ar.fma(dz_f, p[1], e)
+    return da, e
 
 
 @case("lstm_backward")
 def lstm_backward(source):
     for (B, H), opt in variants(source, batches(), 3, gate=GATES, coupled=BOTH, clip=(0.0, 0.7),
-                                peephole=BOTH, dy=BOTH, deferred=BOTH):  # fmt: skip
+                                peephole=BOTH, dy=BOTH):  # fmt: skip
         G = 3 if opt["coupled"] else 4
         gates, c_prev, dh, dc = source.unit(B, G * H), source(B, H), source(B, H), source(B, H)
         tanh_c = np.clip(source(B, H), -1, 1)
         c = source(B, H) if opt["clip"] or opt["peephole"] else None
         peephole = source(3, H) if opt["peephole"] else None
-        dcn = source(B, H) if opt["deferred"] else None
         dy, ldy = maybe_rows(source, opt["dy"], B, H, source)
         first, last, only = some_units(source, H)
         blank = source.blank(B, G * H)
 
         def expected(ar, G=G, gates=gates, cp=c_prev, dh=dh, dc=dc, tc=tanh_c, c=c, p=peephole,
-                     dcn=dcn, dy=dy, opt=opt, only=only, blank=blank):  # fmt: skip
-            d, tc, cp, e = plus(ar, dh, dy), ar.array(tc), ar.array(cp), ar.array(dc)
+                     dy=dy, opt=opt, only=only, blank=blank):  # fmt: skip
             parts = np.split(ar.array(gates), G, axis=1)
-            i, f, g, o = (parts[0], 1 - parts[0], *parts[1:]) if G == 3 else parts
-            one, gate = dh.dtype.type(1), opt["gate"]
-            dz_o = d * tc * ar.derivative(gate, o)
-            e = ar.fma(d * o, ar.fma(-tc, tc, one), e) if dcn is None else e + dcn
-            if p is not None:
-                e = ar.fma(dz_o, p[2], e)
-            if opt["clip"] > 0:
-                inside = abs(ar.array(c)) < c.dtype.type(opt["clip"])
-                e = ar.array(np.where(inside, e, dh.dtype.type(0)))
-            dz_i = e * (g - cp if G == 3 else g) * ar.derivative(gate, i)
-            dz_f = e * cp * ar.derivative(gate, f)
-            dz_g = e * i * ar.fma(-g, g, one)
-            da = np.concatenate([dz_i, dz_g, dz_o] if G == 3 else [dz_i, dz_f, dz_g, dz_o], axis=1)
-            e = e * f
-            if p is not None:
-                e = ar.fma(dz_i, p[0], e)
-                e = e if G == 3 else ar.fma(dz_f, p[1], e)
+            da, e = lstm_gates_backward(ar, opt, parts, tc, cp, c, plus(ar, dh, dy), dc, p)
             return {"dc": only(e, dc), "da": only(da, blank)}
 
         yield {"B": B, "H": H, "first": first, "last": last, "opt": lstm_options(opt),
                "gates": gates, "peephole": peephole, "c_prev": c_prev, "tanh_c": tanh_c, "c": c,
-               "dh": dh, "dy": dy, "ldy": ldy, "dcn": dcn, "dc": dc,
-               "da": blank}, expected  # fmt: skip
+               "dh": dh, "dy": dy, "ldy": ldy, "dc": dc, "da": blank}, expected  # fmt: skip
 
 
-@case("lstm_output_backward")
-def lstm_output_backward(source):
-    for (B, H), opt in variants(source, batches(), 2, coupled=BOTH, dy=BOTH):
-        gates, dh = source.unit(B, (3 if opt["coupled"] else 4) * H), source(B, H)
+@case("lstm_norm_backward")
+def lstm_norm_backward(source):
+    for (B, H), opt in variants(source, batches(), 3, gate=GATES, coupled=BOTH, clip=(0.0, 0.7),
+                                peephole=BOTH, dy=BOTH):  # fmt: skip
+        G = 3 if opt["coupled"] else 4
+        gates, c_prev, dh, dc = source.unit(B, G * H), source(B, H), source(B, H), source(B, H)
         tanh_c = np.clip(source(B, H), -1, 1)
+        c = source(B, H) if opt["clip"] or opt["peephole"] else None
+        peephole = source(3, H) if opt["peephole"] else None
+        norm_h = source(G * H), source(B, G * H), source.positive(B)  # gain, xhat, rstd
+        norm_c = source(H), source(B, H), source.positive(B)
         dy, ldy = maybe_rows(source, opt["dy"], B, H, source)
 
-        def expected(ar, gates=gates, tc=tanh_c, dh=dh, dy=dy, H=H):
-            o, tc = ar.array(gates[:, gates.shape[1] - H :]), ar.array(tc)
-            return {"dcn": plus(ar, dh, dy) * o * ar.fma(-tc, tc, dh.dtype.type(1))}
+        def expected(ar, G=G, gates=gates, cp=c_prev, dh=dh, dc=dc, tc=tanh_c, c=c, p=peephole,
+                     norm_h=norm_h, norm_c=norm_c, dy=dy, opt=opt):  # fmt: skip
+            parts = np.split(ar.array(gates), G, axis=1)
+            d, t = plus(ar, dh, dy), ar.array(tc)
+            dcn = d * parts[-1] * ar.fma(-t, t, dh.dtype.type(1))
+            dce = sequence.layer_norm_backward(np.asarray(dcn), *norm_c, arithmetic=ar)
+            da, e = lstm_gates_backward(ar, opt, parts, tc, cp, c, d, dc, p, dce)
+            dah = sequence.layer_norm_backward(np.asarray(da), *norm_h, arithmetic=ar)
+            return {"dcn": dcn, "dce": dce, "dc": e, "da": da, "dah": dah}
 
-        yield {"B": B, "H": H, "opt": {"coupled": opt["coupled"]}, "gates": gates,
-               "tanh_c": tanh_c, "dh": dh, "dy": dy, "ldy": ldy,
-               "dcn": source.blank(B, H)}, expected  # fmt: skip
+        norms = dict(zip(("gain_hh", "hhat", "h_rstd", "gain_c", "chat", "c_rstd"),
+                         norm_h + norm_c, strict=True))  # fmt: skip
+        yield {"B": B, "H": H, "opt": lstm_options(opt), "gates": gates, "peephole": peephole,
+               "c_prev": c_prev, "tanh_c": tanh_c, "c": c, **norms, "dh": dh, "dy": dy,
+               "ldy": ldy, "dcn": source.blank(B, H), "dce": source.blank(B, H), "dc": dc,
+               "da": source.blank(B, G * H),
+               "dah": source.blank(B, G * H)}, expected  # fmt: skip
 
 
 def gru_gates(ar, gate, a_r, a_z, u, ax_n, h):
@@ -570,6 +606,16 @@ def gru_gates(ar, gate, a_r, a_z, u, ax_n, h):
     r, z = ar.activation(gate, a_r), ar.activation(gate, a_z)
     n = ar.tanh(ar.fma(r, u, ax_n))
     return np.concatenate([r, z, n], axis=1), ar.fma(z, ar.array(h) - n, n)
+
+
+def gru_gates_backward(ar, gate, gates, u, h, d):
+    """(direct part of dE/dh_{t-1}, da of the inputs' part, da of the hidden units')."""
+    r, z, n = np.split(ar.array(gates), 3, axis=1)
+    da_n = d * (1 - z) * ar.fma(-n, n, z.dtype.type(1))
+    da_z = d * (ar.array(h) - n) * ar.derivative(gate, z)
+    da_r = da_n * u * ar.derivative(gate, r)
+    return (d * z, np.concatenate([da_r, da_z, da_n], axis=1),
+            np.concatenate([da_r, da_z, da_n * r], axis=1))  # fmt: skip
 
 
 @case("gru_forward")
@@ -600,18 +646,56 @@ def gru_backward(source):
 
         def expected(ar, gates=gates, u=u, h=h, dh=dh, dy=dy, gate=opt["gate"], only=only,
                      blank=blank):  # fmt: skip
-            d = plus(ar, dh, dy)
-            r, z, n = np.split(ar.array(gates), 3, axis=1)
-            da_n = d * (1 - z) * ar.fma(-n, n, dh.dtype.type(1))
-            da_z = d * (ar.array(h) - n) * ar.derivative(gate, z)
-            da_r = da_n * u * ar.derivative(gate, r)
-            dax = np.concatenate([da_r, da_z, da_n], axis=1)
-            dah = np.concatenate([da_r, da_z, da_n * r], axis=1)
-            return {"dh": only(d * z, dh), "dax": only(dax, blank), "dah": only(dah, blank)}
+            before, dax, dah = gru_gates_backward(ar, gate, gates, u, h, plus(ar, dh, dy))
+            return {"dh": only(before, dh), "dax": only(dax, blank), "dah": only(dah, blank)}
 
         yield {"B": B, "H": H, "first": first, "last": last, "gate": opt["gate"], "gates": gates,
                "u": u, "h_prev": h, "dh": dh, "dy": dy, "ldy": ldy, "dax": blank,
                "dah": blank}, expected  # fmt: skip
+
+
+@case("gru_norm_forward")
+def gru_norm_forward(source):
+    for (B, H), opt in variants(source, batches(), 3, gate=GATES, keep=BOTH, bias=BOTH, y=BOTH,
+                                in_place=BOTH):  # fmt: skip
+        ah, ax, h, keep = source(B, 3 * H), source(B, 3 * H), source(B, H), opt["keep"]
+        gain, bias_n = source(3 * H), source(H) if opt["bias"] else None
+        y, ldy = maybe_rows(source, opt["y"], B, H, source.blank)
+
+        def expected(ar, ah=ah, ax=ax, h=h, gain=gain, bias_n=bias_n, keep=keep, y=y, H=H, opt=opt):
+            begin = ax.copy()
+            begin[:, 2 * H :] = 0 if bias_n is None else bias_n
+            a, hhat, rstd = sequence.layer_norm_forward(ah, gain, None, begin, arithmetic=ar)
+            a_r, a_z, u = np.split(ar.array(a), 3, axis=1)
+            gates, new = gru_gates(ar, opt["gate"], a_r, a_z, u, ar.array(ax[:, 2 * H :]), h)
+            tape = {"hhat": hhat, "h_rstd": rstd, "u": u}
+            return {"ah": ah if keep else hhat, "a": gates, "out": new,
+                    "y": None if y is None else new, **(tape if keep else {})}  # fmt: skip
+
+        tape = {"hhat": (B, 3 * H), "h_rstd": (B,), "u": (B, H)}
+        out = Alias("h") if opt["in_place"] else source.blank(B, H)
+        yield {"B": B, "H": H, "gate": opt["gate"], "eps": source.dtype(sequence.EPS), "ah": ah,
+               "gain_hh": gain, "ax": ax, "bias_n": bias_n, "a": source.blank(B, 3 * H),
+               **{k: source.blank(*shape) if keep else None for k, shape in tape.items()},
+               "h": h, "out": out, "y": y, "ldy": ldy}, expected  # fmt: skip
+
+
+@case("gru_norm_backward")
+def gru_norm_backward(source):
+    for (B, H), opt in variants(source, batches(), 3, gate=GATES, dy=BOTH):
+        gates, u, h, dh = source.unit(B, 3 * H), source(B, H), source(B, H), source(B, H)
+        norm = source(3 * H), source(B, 3 * H), source.positive(B)
+        dy, ldy = maybe_rows(source, opt["dy"], B, H, source)
+
+        def expected(ar, gates=gates, u=u, h=h, dh=dh, dy=dy, gate=opt["gate"], norm=norm):
+            before, dax, dah = gru_gates_backward(ar, gate, gates, u, h, plus(ar, dh, dy))
+            dm = sequence.layer_norm_backward(np.asarray(dah), *norm, arithmetic=ar)
+            return {"dh": before, "dax": dax, "dah": dah, "dm": dm}
+
+        blanks = {k: source.blank(B, 3 * H) for k in ("dax", "dah", "dm")}
+        yield {"B": B, "H": H, "gate": opt["gate"], "gates": gates, "u": u, "h_prev": h,
+               "gain_hh": norm[0], "hhat": norm[1], "h_rstd": norm[2], "dh": dh, "dy": dy,
+               "ldy": ldy, **blanks}, expected  # fmt: skip
 
 
 @case("gru_before_gates")
@@ -647,16 +731,18 @@ def gru_before_backward_output(source):
     for (B, H), opt in variants(source, batches(), 3, gate=GATES, dy=BOTH):
         gates, h, dh, da = source.unit(B, 3 * H), source(B, H), source(B, H), source(B, 3 * H)
         dy, ldy = maybe_rows(source, opt["dy"], B, H, source)
+        first, last, only = some_units(source, H)
 
-        def expected(ar, gates=gates, h=h, dh=dh, da=da, dy=dy, H=H, gate=opt["gate"]):
+        def expected(ar, gates=gates, h=h, dh=dh, da=da, dy=dy, H=H, gate=opt["gate"], only=only):
             d = plus(ar, dh, dy)
             _, z, n = np.split(ar.array(gates), 3, axis=1)
             da_n = d * (1 - z) * ar.fma(-n, n, dh.dtype.type(1))
             da_z = d * (ar.array(h) - n) * ar.derivative(gate, z)
-            return {"dh": d * z, "da": np.concatenate([da[:, :H], da_z, da_n], axis=1)}
+            new = np.concatenate([da[:, :H], da_z, da_n], axis=1)
+            return {"dh": only(d * z, dh), "da": only(new, da)}
 
-        yield {"B": B, "H": H, "gate": opt["gate"], "gates": gates, "h_prev": h, "dh": dh, "dy": dy,
-               "ldy": ldy, "da": da}, expected  # fmt: skip
+        yield {"B": B, "H": H, "first": first, "last": last, "gate": opt["gate"], "gates": gates,
+               "h_prev": h, "dh": dh, "dy": dy, "ldy": ldy, "da": da}, expected  # fmt: skip
 
 
 @case("gru_before_backward_gates")
@@ -664,14 +750,16 @@ def gru_before_backward_gates(source):
     for (B, H), opt in variants(source, batches(), 2, gate=GATES):
         gates, h, drh, dh = source.unit(B, 3 * H), source(B, H), source(B, H), source(B, H)
         da = source(B, 3 * H)
+        first, last, only = some_units(source, H)
 
-        def expected(ar, gates=gates, h=h, drh=drh, dh=dh, da=da, H=H, gate=opt["gate"]):
+        def expected(ar, gates=gates, h=h, drh=drh, dh=dh, da=da, H=H, gate=opt["gate"], only=only):
             r, drh = ar.array(gates[:, :H]), ar.array(drh)
             da_r = drh * h * ar.derivative(gate, r)
-            return {"dh": ar.fma(drh, r, dh), "da": np.concatenate([da_r, da[:, H:]], axis=1)}
+            new = np.concatenate([da_r, da[:, H:]], axis=1)
+            return {"dh": only(ar.fma(drh, r, dh), dh), "da": only(new, da)}
 
-        yield {"B": B, "H": H, "gate": opt["gate"], "gates": gates, "h_prev": h, "drh": drh,
-               "dh": dh, "da": da}, expected  # fmt: skip
+        yield {"B": B, "H": H, "first": first, "last": last, "gate": opt["gate"], "gates": gates,
+               "h_prev": h, "drh": drh, "dh": dh, "da": da}, expected  # fmt: skip
 
 
 # ---- rows ---------------------------------------------------------------------------------------
@@ -900,17 +988,19 @@ def step_inputs(source, shape, gates, P):
 def _(source):
     for shape in [*STEPS, (5, 150, 2)]:
         n, H, _ = shape
-        args, products, only = step_inputs(source, shape, 1, H)
-        act = source.pick(*ACTS)
+        P = source.pick(H, H + 3)
+        args, products, only = step_inputs(source, shape, 1, P)
+        act = source.pick(*ACTS, "identity")
         y, ldy = maybe_rows(source, source.pick(*BOTH), n, H, source.blank)
 
         blank = source.blank(n, H)
 
         def expected(ar, act=act, y=y, products=products, only=only, blank=blank):
-            h = only(ar.activation(act, products(ar)[0]), blank)
+            a = products(ar)[0]
+            h = only(a if act == "identity" else ar.activation(act, a), blank)
             return {"out": h, "y": None if y is None else h}
 
-        yield {**args, "act": act, "out": source.blank(n, H), "y": y, "ldy": ldy}, expected
+        yield {**args, "P": P, "act": act, "out": source.blank(n, H), "y": y, "ldy": ldy}, expected
 
 
 @case("lstm_step")
@@ -967,6 +1057,50 @@ def _(source):
         yield {**args, "gate": gate, "bias_n": bias_n, "h": h,
                "gates": source.blank(n, 3 * H) if keep else None,
                "u": source.blank(n, H) if keep else None, "out": source.blank(n, H), "y": y,
+               "ldy": ldy}, expected  # fmt: skip
+
+
+@case("gru_before_gates_step")
+def _(source):
+    for shape in STEPS:
+        n, H, _ = shape
+        args, products, only = step_inputs(source, shape, 2, H)
+        gate, keep, ldr = source.pick(*GATES), source.pick(*BOTH), H + source.pick(0, H, 3)
+
+        blank = source.blank(n, H)
+
+        def expected(ar, h=args["h"], gate=gate, keep=keep, products=products, only=only,
+                     blank=blank):  # fmt: skip
+            r, z = (ar.activation(gate, a) for a in products(ar))
+            return {"rt": only(r, blank) if keep else None, "zt": only(z, blank),
+                    "rh": only(r * h, blank)}  # fmt: skip
+
+        rows = [Rows(source.blank(n, H), ldr) for _ in range(2)]
+        yield {**args, "gate": gate, "rt": rows[0] if keep else None, "zt": rows[1], "ldr": ldr,
+               "rh": source.blank(n, H)}, expected  # fmt: skip
+
+
+@case("gru_before_output_step")
+def _(source):
+    for shape in [*STEPS, (5, 150, 2)]:
+        n, H, _ = shape
+        args, products, only = step_inputs(source, shape, 1, H)
+        args["rh"] = args.pop("h")
+        keep, ldr = source.pick(*BOTH), H + source.pick(0, H, 3)
+        z, h, in_place = source.unit(n, H), source(n, H), source.pick(*BOTH)
+        y, ldy = maybe_rows(source, source.pick(*BOTH), n, H, source.blank)
+
+        blank = source.blank(n, H)
+
+        def expected(ar, z=z, h=h, keep=keep, y=y, old=h if in_place else blank, products=products,
+                     only=only, blank=blank):  # fmt: skip
+            nt = ar.tanh(products(ar)[0])
+            new = ar.fma(z, ar.array(h) - nt, nt)
+            return {"nt": only(nt, blank) if keep else None, "out": only(new, old),
+                    "y": None if y is None else only(new, blank)}  # fmt: skip
+
+        yield {**args, "zt": Rows(z, ldr), "nt": Rows(source.blank(n, H), ldr) if keep else None,
+               "ldr": ldr, "h": h, "out": Alias("h") if in_place else source.blank(n, H), "y": y,
                "ldy": ldy}, expected  # fmt: skip
 
 
@@ -1069,7 +1203,7 @@ class Runner:
     def __init__(self, dtype, report=lambda text: None):
         self.dtype = np.dtype(dtype).type
         self.real = ctypes.c_float if self.dtype is np.float32 else ctypes.c_double
-        self.slots = [Guarded() for _ in range(16)]
+        self.slots = [Guarded() for _ in range(20)]
         self.report = report
         self.prototypes = prototypes()
         enter, keep, leave = _kernels.fpmode_addresses()
@@ -1087,7 +1221,7 @@ class Runner:
 
     def scalar(self, kind, value):
         if kind == "rf_act":
-            return Act(*_kernels.ACTIVATIONS[value])
+            return Act(*(IDENTITY if value == "identity" else _kernels.ACTIVATIONS[value]))
         return ctype(kind, self.real)(value)
 
     def call(self, isa, name, args, mode, at_end):

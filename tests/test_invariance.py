@@ -181,14 +181,19 @@ def test_any_number_of_threads(cell, options, dtype, use_threads):
                 same_bits(got, want[name], f"{name} with {threads} threads")
 
 
+HALVES = [(cell, {}) for cell in LAYERS]  # and what needs all units in the middle of a step
+HALVES += [("lstm", {"proj_size": 150}), ("gru", {"reset_after": False})]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("cell", LAYERS)
+@pytest.mark.parametrize(("cell", "options"), HALVES, ids=[f"{c}-{o}" for c, o in HALVES])
 @pytest.mark.parametrize("B", [1, 3, 5])
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_few_sequences_on_any_number_of_threads(cell, B, bidirectional, dtype, use_threads):
+def test_few_sequences_on_any_number_of_threads(cell, options, B, bidirectional, dtype,
+                                                use_threads):  # fmt: skip
     """So many weights that the hidden units are divided; 330 divide evenly into nothing."""
     rng = np.random.default_rng(6)
-    layer = LAYERS[cell](70, 330, bidirectional=bidirectional, dtype=dtype, seed=3)
+    layer = LAYERS[cell](70, 330, bidirectional=bidirectional, dtype=dtype, seed=3, **options)
     x = rng.standard_normal((40, B, 70)).astype(dtype)
     use_threads(1)
     want = everything(layer, x)
@@ -200,6 +205,28 @@ def test_few_sequences_on_any_number_of_threads(cell, B, bidirectional, dtype, u
             stream = layer.stream(B)
             steps = np.stack([stream.step(x_t) for x_t in x])
             same_bits(steps, want["inferred"], f"stream with {threads} threads")
+
+
+@CASE
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("B", [1, 4])
+@pytest.mark.parametrize("ids", [False, True])
+def test_steps_of_a_stream(cell, options, dtype, B, ids):
+    """Each alone, and the state put back in the middle; class indices too."""
+    layer = make(cell, options, dtype)
+    rng = np.random.default_rng(4)
+    x = rng.integers(0, 7, (9, B)) if ids else rng.standard_normal((9, B, 7)).astype(dtype)
+    y, final = layer(x)
+    stream = layer.stream(B)
+    first = [stream.step(x_t) for x_t in x[:5]]
+    state = stream.state
+    stream.step(x[0])
+    stream.state = state
+    same_bits(np.stack(first + [stream.step(x_t) for x_t in x[5:]]), y, "output")
+    for got, want in zip(parts(stream.state), parts(final), strict=True):
+        same_bits(got, want, "state")
+    stream.reset()
+    same_bits(stream.process(x), y, "output after a reset")
 
 
 # ---- other machines -----------------------------------------------------------------------------
