@@ -124,7 +124,7 @@ cdef void forward_after(const Gru *s, _seq.Share *share, const real_t *w_hh) noe
         ax = <real_t *>s.ax + row * 3 * H if s.ax != NULL else NULL
         a = <real_t *>s.gates + kept * 3 * H if s.gates != NULL else NULL
         y = <real_t *>s.y + row * s.ldy
-        _seq.zero_reset_rows(&s.q, t, H, h)
+        _seq.begin_step(&s.q, t, share, H, TILE, h)
         if whole:
             if _seq.range_of(share, H, TILE, &j0, &j1):
                 hm = masked(s, n, row, j0, j1, h)
@@ -177,7 +177,7 @@ cdef void forward_before(const Gru *s, _seq.Share *share, const real_t *w_hh) no
         a = <real_t *>s.gates + (row * 3 * H if s.keep or s.lds else 0)
         rh = <real_t *>s.rh + (row * H if s.keep else 0)
         y = <real_t *>s.y + row * s.ldy
-        _seq.zero_reset_rows(&s.q, t, H, h)
+        _seq.begin_step(&s.q, t, share, H, TILE, h)
         if s.packed_hh == NULL:
             hm = masked(s, n, row, 0, H, h)
             gemm_weights(n, 2 * H, H, hm, H, w_hh, NULL, <real_t>1, a, 3 * H)  # F2
@@ -236,7 +236,7 @@ cdef void backward_after(const Gru *s, _seq.Share *share, const real_t *w_hh) no
                  <real_t>1 if s.mask == NULL else <real_t>0, into, H)
         if s.mask != NULL:
             K.multiply_add(n * H, into, <real_t *>s.mask, dh)
-        _seq.zero_reset_rows(&s.q, t, H, dh)
+        _seq.zero_share(&s.q, t, share, H, PANEL, dh)
 
 
 cdef void backward_before(const Gru *s, _seq.Share *share, const real_t *w_hh) noexcept nogil:
@@ -280,7 +280,7 @@ cdef void backward_before(const Gru *s, _seq.Share *share, const real_t *w_hh) n
                         H)
         if s.mask != NULL:
             K.multiply_add(n * H, dhm, <real_t *>s.mask, dh)
-        _seq.zero_reset_rows(&s.q, t, H, dh)
+        _seq.zero_share(&s.q, t, share, H, PANEL, dh)
 
 
 cdef void forward_task(void *arg, _seq.Share *share) noexcept nogil:

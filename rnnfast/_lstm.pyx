@@ -117,8 +117,8 @@ cdef void forward(const Lstm *s, _seq.Share *share, const real_t *w_hh) noexcept
         kept = row if s.keep else 0
         a = at(s.a, row * W, w_hh)
         y = <real_t *>s.y + row * s.ldy
-        _seq.zero_reset_rows(&s.q, t, P, h)
-        _seq.zero_reset_rows(&s.q, t, H, c)
+        _seq.zero_share(&s.q, t, share, H, TILE, c)
+        _seq.begin_step(&s.q, t, share, P, TILE, h)
         if s.mask != NULL:
             K.multiply(n * P, h, <real_t *>s.mask, hm)
         if share.workers > 1:
@@ -225,8 +225,8 @@ cdef void backward(const Lstm *s, _seq.Share *share, const real_t *w_hh) noexcep
             gemm(False, n, P, W, dah, W, w_hh, P, <real_t>0, dh, P)
         if s.mask != NULL:
             K.multiply(n * P, dh, <real_t *>s.mask, dh)
-        _seq.zero_reset_rows(&s.q, t, P, dh)
-        _seq.zero_reset_rows(&s.q, t, H, dc)
+        _seq.zero_share(&s.q, t, share, P, PANEL, dh)
+        _seq.zero_share(&s.q, t, share, H, PANEL, dc)
 
 
 cdef void forward_task(void *arg, _seq.Share *share) noexcept nogil:

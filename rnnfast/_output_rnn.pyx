@@ -34,7 +34,7 @@ cdef void forward(const Packed *q, Py_ssize_t H, Py_ssize_t O, K.rf_act f, const
     for t in range(q.T):
         n = q.sizes[t]
         row = q.offsets[t]
-        _seq.zero_reset_rows(q, t, O, o)
+        _seq.zero_reset_units(q, t, O, 0, O, o)
         memcpy(o_prev + row * O, o, n * O * sizeof(real_t))
         gemm_weights(n, H, O, o, O, w_oh, packed_oh, <real_t>1, a + row * H, H)  # F2
         K.rnn_forward(n, H, f, a + row * H, h + row * H, <real_t *>NULL, H)  # F3
@@ -72,7 +72,7 @@ cdef void backward(const Packed *q, Py_ssize_t H, Py_ssize_t O, K.rf_act f, cons
         gemm(False, n, H, O, dz + row * O, O, w_ho, H, <real_t>0, dh, H)  # B3
         K.rnn_backward(n, H, 0, H, f, h + row * H, dh, <real_t *>NULL, H, da + row * H)  # B4
         gemm(False, n, O, H, da + row * H, H, w_oh, O, <real_t>0, do, O)  # B5
-        _seq.zero_reset_rows(q, t, O, do)
+        _seq.zero_reset_units(q, t, O, 0, O, do)
 
 
 def output_rnn_forward(x, batch_sizes, o0, w_ih, w_oh, w_ho, b_h=None, b_o=None, *,

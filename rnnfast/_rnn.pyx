@@ -77,7 +77,7 @@ cdef void forward(const Rnn *s, _seq.Share *share, const real_t *w_hh) noexcept 
         row = s.q.offsets[t]
         y = <real_t *>s.y + row * s.ldy
         a = <real_t *>s.a + row * H if s.a != NULL else NULL
-        _seq.zero_reset_rows(&s.q, t, H, h)
+        _seq.begin_step(&s.q, t, share, H, TILE, h)
         if s.mask != NULL:
             K.multiply(n * H, h, <real_t *>s.mask, hm)
         else:
@@ -98,9 +98,11 @@ cdef void forward(const Rnn *s, _seq.Share *share, const real_t *w_hh) noexcept 
                        <real_t *>s.packed_hh, new, y, s.ldy)  # F1 .. F3
         if share.workers == 1:
             memcpy(h, new, n * H * sizeof(real_t))
-        elif s.h_all != NULL:
+        elif s.h_all != NULL and s.q.resets == NULL:
             h = new
-        else:
+        else:  # what is reset must stay on the tape
+            if s.h_all != NULL and _seq.range_of(share, H, TILE, &j0, &j1):
+                _seq.copy_units(n, H, j0, j1, new, next)
             h, next = next, h
         _seq.meet(share)
     if h != <real_t *>s.h and not share.worker:
@@ -129,7 +131,7 @@ cdef void backward(const Rnn *s, _seq.Share *share, const real_t *w_hh) noexcept
             gemm(False, n, H, H, da, H, w_hh, H, <real_t>0, dh, H)
         if s.mask != NULL:
             K.multiply(n * H, dh, <real_t *>s.mask, dh)
-        _seq.zero_reset_rows(&s.q, t, H, dh)
+        _seq.zero_share(&s.q, t, share, H, PANEL, dh)
 
 
 cdef void forward_task(void *arg, _seq.Share *share) noexcept nogil:

@@ -79,7 +79,12 @@ cdef void add_units(Py_ssize_t rows, Py_ssize_t H, Py_ssize_t first, Py_ssize_t 
 cdef inline void *below(void *p, Py_ssize_t n, Py_ssize_t size) noexcept nogil:
     return <char *>p + n * size if p != NULL else NULL
 
-cdef void zero_reset_rows(const Packed *q, Py_ssize_t t, Py_ssize_t n, real_t *state) noexcept nogil
+cdef void zero_reset_units(const Packed *q, Py_ssize_t t, Py_ssize_t n, Py_ssize_t first,
+                           Py_ssize_t last, real_t *state) noexcept nogil
+cdef void zero_share(const Packed *q, Py_ssize_t t, Share *share, Py_ssize_t n, Py_ssize_t unit,
+                     real_t *state) noexcept nogil
+cdef void begin_step(const Packed *q, Py_ssize_t t, Share *share, Py_ssize_t n, Py_ssize_t unit,
+                     real_t *h) noexcept nogil
 cdef void fill_rows(Py_ssize_t N, Py_ssize_t n, const real_t *row, real_t *out) noexcept nogil
 cdef void gather_rows(Py_ssize_t N, Py_ssize_t n, const int64_t *ids, const real_t *table,
                       real_t *out) noexcept nogil

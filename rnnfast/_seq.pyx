@@ -118,8 +118,12 @@ cdef void pack(Packed *q, object batch_sizes, object offsets, object resets, Py_
     q.resets = <const uint8_t *>optional_vector(resets, "resets", cnp.NPY_UINT8, N)
 
 
-# Up to how many rows a step costs about the same: what takes the time is reading the weights.
-cdef Py_ssize_t ROWS_FOR_ONE = 4
+# What a step of so many rows costs, in rows: reading the weights costs as much as another 1.5, and
+# up to 2 rows that is what takes the time (docs/performance.md).
+cdef double cost_of(Py_ssize_t rows) noexcept nogil:
+    return max(rows + 1.5, 4.0)
+
+
 # What a thread at a barrier costs: two threads break even where a step costs four times as much,
 # 30,000 weights for one row (docs/performance.md).
 cdef double BARRIER = 30000
@@ -128,7 +132,7 @@ cdef Py_ssize_t TILE = 16  # hidden units that stay together: RF_TILE of csrc/ke
 
 cdef bint for_pool(Py_ssize_t T, Py_ssize_t B, double weights) noexcept nogil:
     """Whether T steps of B rows that read so many weights are enough for several threads."""
-    return T * weights * max(B, ROWS_FOR_ONE) >= WORK_FOR_POOL
+    return T * weights * max(B, 4) >= WORK_FOR_POOL
 
 
 cdef Plan plan(Py_ssize_t T, Py_ssize_t B, int directions, double weights,
@@ -139,16 +143,16 @@ cdef Plan plan(Py_ssize_t T, Py_ssize_t B, int directions, double weights,
     each other; by hidden units, all rows share a thread's weights, which may then fit its cache.
     """
     cdef Plan p
-    cdef double step = weights * max(B, ROWS_FOR_ONE), rows, units
+    cdef double step = weights * cost_of(B), rows, units
     cdef Py_ssize_t tasks, largest
     cdef int most
-    p.threads = K.num_threads() if for_pool(T, B, directions * weights) else 1
-    p.parts = min((<Py_ssize_t>p.threads + directions - 1) // directions, B)
+    p.threads = K.num_threads() if B and for_pool(T, B, directions * weights) else 1
+    p.parts = max(min((<Py_ssize_t>p.threads + directions - 1) // directions, B), 1)
     tasks, largest = directions * p.parts, (B + p.parts - 1) // p.parts
-    rows = (tasks + p.threads - 1) // p.threads * weights * max(largest, ROWS_FOR_ONE)
+    rows = (tasks + p.threads - 1) // p.threads * weights * cost_of(largest)
     most = min(<Py_ssize_t>p.threads, (H + TILE - 1) // TILE, <Py_ssize_t>sqrt(step / BARRIER))
     units = directions * (step / max(most, 1) + most * BARRIER)
-    p.units = most > 1 and units < rows
+    p.units = most > 1 and units < 0.95 * rows  # for less, no waiting for each other
     p.threads = most if p.units else min(<Py_ssize_t>p.threads, tasks)
     return p
 
@@ -236,7 +240,7 @@ cdef void divide(Division *d, bint fixed, object batch_sizes, object offsets) ex
     cdef Packed part
     cdef Plan p
     p.units = False
-    if fixed and d.H and q.T > 1 and q.resets == NULL and q.sizes[0] == q.sizes[q.T - 1]:
+    if fixed and d.H and q.T > 1 and q.sizes[0] == q.sizes[q.T - 1]:
         p = plan(q.T, q.B, 1, d.weights, d.H)
     parts.task, parts.s, parts.size = d.task, <char *>d.s, d.size
     if tasks > 1 and not p.units:
@@ -283,15 +287,41 @@ cdef void add_units(Py_ssize_t rows, Py_ssize_t H, Py_ssize_t first, Py_ssize_t 
         K.add(last - first, source + b * H + first, to + b * H + first)
 
 
-cdef void zero_reset_rows(const Packed *q, Py_ssize_t t, Py_ssize_t n,
-                          real_t *state) noexcept nogil:
-    """state[b] = 0 where resets[t, b]; state: [B, n]."""
+cdef bint resets_at(const Packed *q, Py_ssize_t t) noexcept nogil:
+    """Whether any sequence begins anew at step t."""
     cdef Py_ssize_t b
-    if q.resets == NULL:
+    if q.resets != NULL:
+        for b in range(q.sizes[t]):
+            if q.resets[q.offsets[t] + b]:
+                return True
+    return False
+
+
+cdef void zero_reset_units(const Packed *q, Py_ssize_t t, Py_ssize_t n, Py_ssize_t first,
+                           Py_ssize_t last, real_t *state) noexcept nogil:
+    """state[b, first:last] = 0 where resets[t, b]; state: [B, n]."""
+    cdef Py_ssize_t b
+    if not resets_at(q, t):
         return
     for b in range(q.sizes[t]):
         if q.resets[q.offsets[t] + b]:
-            memset(state + b * n, 0, n * sizeof(real_t))
+            memset(state + b * n + first, 0, (last - first) * sizeof(real_t))
+
+
+cdef void zero_share(const Packed *q, Py_ssize_t t, Share *share, Py_ssize_t n, Py_ssize_t unit,
+                     real_t *state) noexcept nogil:
+    """`zero_reset_units` for a share's part of what another share may have a part of."""
+    cdef Py_ssize_t first, last
+    if range_of(share, n, unit, &first, &last):
+        zero_reset_units(q, t, n, first, last, state)
+
+
+cdef void begin_step(const Packed *q, Py_ssize_t t, Share *share, Py_ssize_t n, Py_ssize_t unit,
+                     real_t *h) noexcept nogil:
+    """`zero_share` of what all shares read next."""
+    if resets_at(q, t):
+        zero_share(q, t, share, n, unit, h)
+        meet(share)
 
 
 cdef void fill_rows(Py_ssize_t N, Py_ssize_t n, const real_t *row, real_t *out) noexcept nogil:

@@ -155,12 +155,12 @@ def use_threads():
     rnnfast.set_num_threads(None)
 
 
-def everything(layer, x, lengths=None):
+def everything(layer, x, lengths=None, resets=None):
     """Every array that a layer computes: inference, forward, backward."""
     layer.zero_grad()
-    y, state, tape = layer.forward(x, lengths=lengths)
+    y, state, tape = layer.forward(x, lengths=lengths, resets=resets)
     dx, dstate = layer.backward(tape, y)
-    inferred, _ = layer(x, lengths=lengths)
+    inferred, _ = layer(x, lengths=lengths, resets=resets)
     return {"y": y, "dx": dx, "inferred": inferred, **layer.grads,
             **{f"state {k}": a for k, a in enumerate(parts(state) + parts(dstate))}}  # fmt: skip
 
@@ -195,12 +195,16 @@ def test_few_sequences_on_any_number_of_threads(cell, options, B, bidirectional,
     rng = np.random.default_rng(6)
     layer = LAYERS[cell](70, 330, bidirectional=bidirectional, dtype=dtype, seed=3, **options)
     x = rng.standard_normal((40, B, 70)).astype(dtype)
+    resets = rng.random((40, B)) < 0.2 if B > 1 else None
     use_threads(1)
     want = everything(layer, x)
+    begun_anew = everything(layer, x, resets=resets)
     for threads in (2, 3, 7):
         use_threads(threads)
         for name, got in everything(layer, x).items():
             same_bits(got, want[name], f"{name} with {threads} threads")
+        for name, got in everything(layer, x, resets=resets).items():
+            same_bits(got, begun_anew[name], f"{name} with resets and {threads} threads")
         if not bidirectional:
             stream = layer.stream(B)
             steps = np.stack([stream.step(x_t) for x_t in x])

@@ -64,9 +64,11 @@ def test_gang(threads):
     (2, 128, 1, 2, 256, (2, 1)),      # a thread for each direction
     (4, 128, 1, 2, 256, (4, 0)),
     (2, 64, 32, 1, 256, (2, 2)),      # rows
-    (7, 64, 32, 1, 256, (7, 7)),
+    (7, 64, 32, 1, 128, (7, 7)),
+    (2, 64, 8, 1, 256, (2, 0)),       # where a tile of eight shares weights that four would read
     (16, 64, 8, 1, 1024, (16, 0)),    # fewer rows than threads
     (3, 128, 1, 1, 32, (1, 1)),
+    (2, 64, 0, 1, 256, (1, 1)),       # no sequence at all
 ])  # fmt: skip
 def test_plan(threads, T, B, directions, H, expected):
     """What is divided, for an LSTM: (threads, parts of the rows or 0 for hidden units)."""
