@@ -12,8 +12,7 @@ from rnnfast._memory cimport empty
 from rnnfast._product cimport (
     PANEL,
     TILE,
-    gemm,
-    gemm_panels,
+    gemm_units,
     gemm_weights,
     inside,
     is_fixed,
@@ -226,14 +225,10 @@ cdef void backward_after(const Gru *s, _seq.Share *share, const real_t *w_hh) no
                            <real_t *>s.dax + row * 3 * H, <real_t *>s.dah + row * 3 * H)  # B1 .. B4
         _seq.meet(share)
         into = dh if s.mask == NULL else <real_t *>s.drh
-        if s.panels_hh != NULL:
-            if _seq.range_of(share, H, PANEL, &j0, &j1):
-                gemm_panels(i & 1, n, j0, j1, 3 * H, <real_t *>s.dm + row * 3 * H, 3 * H,
-                            <real_t *>s.panels_hh, <real_t>1 if s.mask == NULL else <real_t>0, into,
-                            H)  # B5
-        else:
-            gemm(False, n, H, 3 * H, <real_t *>s.dm + row * 3 * H, 3 * H, w_hh, H,
-                 <real_t>1 if s.mask == NULL else <real_t>0, into, H)
+        if _seq.range_of(share, H, PANEL, &j0, &j1):
+            gemm_units(i & 1, n, j0, j1, 3 * H, <real_t *>s.dm + row * 3 * H, 3 * H, w_hh,
+                       <real_t *>s.panels_hh, <real_t>1 if s.mask == NULL else <real_t>0, into,
+                       H)  # B5
         if s.mask != NULL:
             K.multiply_add(n * H, into, <real_t *>s.mask, dh)
         _seq.zero_share(&s.q, t, share, H, PANEL, dh)
@@ -265,19 +260,14 @@ cdef void backward_before(const Gru *s, _seq.Share *share, const real_t *w_hh) n
         dhm = dh if s.mask == NULL else <real_t *>s.dhm
         if s.mask != NULL:
             memset(dhm, 0, n * H * sizeof(real_t))
-        if s.panels_n == NULL:
-            gemm(False, n, H, H, da + 2 * H, 3 * H, w_hh + 2 * H * H, H, <real_t>0, drh, H)
         if _seq.range_of(share, H, PANEL, &j0, &j1):
-            if s.panels_n != NULL:
-                gemm_panels(i & 1, n, j0, j1, H, da + 2 * H, 3 * H, <real_t *>s.panels_n,
-                            <real_t>0, drh, H)
+            gemm_units(i & 1, n, j0, j1, H, da + 2 * H, 3 * H, w_hh + 2 * H * H,
+                       <real_t *>s.panels_n, <real_t>0, drh, H)
             K.gru_before_backward_gates(n, H, j0, j1, s.gate, gates, hm, drh, dhm, da)  # B3, B4
         _seq.meet(share)
-        if s.panels_hh == NULL:
-            gemm(False, n, H, 2 * H, da, 3 * H, w_hh, H, <real_t>1, dhm, H)  # B5
-        elif _seq.range_of(share, H, PANEL, &j0, &j1):
-            gemm_panels(i & 1, n, j0, j1, 2 * H, da, 3 * H, <real_t *>s.panels_hh, <real_t>1, dhm,
-                        H)
+        if _seq.range_of(share, H, PANEL, &j0, &j1):
+            gemm_units(i & 1, n, j0, j1, 2 * H, da, 3 * H, w_hh, <real_t *>s.panels_hh, <real_t>1,
+                       dhm, H)  # B5
         if s.mask != NULL:
             K.multiply_add(n * H, dhm, <real_t *>s.mask, dh)
         _seq.zero_share(&s.q, t, share, H, PANEL, dh)

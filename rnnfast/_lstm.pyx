@@ -10,8 +10,7 @@ from rnnfast._memory cimport empty
 from rnnfast._product cimport (
     PANEL,
     TILE,
-    gemm,
-    gemm_panels,
+    gemm_units,
     gemm_weights,
     inside,
     is_fixed,
@@ -200,10 +199,9 @@ cdef void backward(const Lstm *s, _seq.Share *share, const real_t *w_hh) noexcep
                 _seq.copy_units(n, P, j0, j1, dh, dp)
             dy = NULL
             _seq.meet(share)
-            if s.panels_hr == NULL:
-                gemm(False, n, H, P, dp, P, <real_t *>s.w_hr, H, <real_t>0, d, H)
-            elif _seq.range_of(share, H, PANEL, &j0, &j1):
-                gemm_panels(i & 1, n, j0, j1, P, dp, P, <real_t *>s.panels_hr, <real_t>0, d, H)
+            if _seq.range_of(share, H, PANEL, &j0, &j1):
+                gemm_units(i & 1, n, j0, j1, P, dp, P, <real_t *>s.w_hr, <real_t *>s.panels_hr,
+                           <real_t>0, d, H)
         if normed:
             K.lstm_norm_backward(n, H, &s.opt, gates, <real_t *>s.peephole,
                                  <real_t *>s.c_prev + row * H, tanh_c, at(s.c_t, row * H, w_hh),
@@ -217,12 +215,9 @@ cdef void backward(const Lstm *s, _seq.Share *share, const real_t *w_hh) noexcep
                             <real_t *>s.c_prev + row * H, tanh_c, at(s.c_t, row * H, w_hh), d, dy,
                             H, dc, da)  # B1 .. B5
         _seq.meet(share)
-        if s.panels_hh != NULL:
-            if _seq.range_of(share, P, PANEL, &j0, &j1):
-                gemm_panels(i & 1, n, j0, j1, W, dah, W, <real_t *>s.panels_hh, <real_t>0, dh,
-                            P)  # B6
-        else:
-            gemm(False, n, P, W, dah, W, w_hh, P, <real_t>0, dh, P)
+        if _seq.range_of(share, P, PANEL, &j0, &j1):
+            gemm_units(i & 1, n, j0, j1, W, dah, W, w_hh, <real_t *>s.panels_hh, <real_t>0, dh,
+                       P)  # B6
         if s.mask != NULL:
             K.multiply(n * P, dh, <real_t *>s.mask, dh)
         _seq.zero_share(&s.q, t, share, P, PANEL, dh)

@@ -23,11 +23,11 @@ cdef enum:
     PANEL = 64  # RF_PANEL and RF_TILE of csrc/kernels_tmpl.h
     TILE = 16
 
-# The same for columns first to last, multiples of PANEL or n, with what `panels` made of B [k,n];
-# from the last columns to the first where `back`.
-cdef void gemm_panels(bint back, Py_ssize_t m, Py_ssize_t first, Py_ssize_t last, Py_ssize_t k,
-                      const real_t *a, Py_ssize_t lda, const real_t *packed, real_t beta, real_t *c,
-                      Py_ssize_t ldc) noexcept nogil
+# The same with W [k,n] in place of W^T, for columns first to last, multiples of PANEL or n; packed:
+# what `panels` made of W, or NULL; with it from the last columns to the first where `back`.
+cdef void gemm_units(bint back, Py_ssize_t m, Py_ssize_t first, Py_ssize_t last, Py_ssize_t k,
+                     const real_t *a, Py_ssize_t lda, const real_t *w, const real_t *packed,
+                     real_t beta, real_t *c, Py_ssize_t n) noexcept nogil
 
 cdef bint is_fixed() noexcept nogil
 cdef bint in_place(Py_ssize_t rows, Py_ssize_t inputs) noexcept nogil

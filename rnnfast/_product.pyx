@@ -86,16 +86,22 @@ cdef void gemm_weights(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const real_t *a
         blas_f64(False, True, m, n, k, a, lda, w, k, beta, c, ldc)
 
 
-cdef void gemm_panels(bint back, Py_ssize_t m, Py_ssize_t first, Py_ssize_t last, Py_ssize_t k,
-                      const real_t *a, Py_ssize_t lda, const real_t *packed, real_t beta, real_t *c,
-                      Py_ssize_t ldc) noexcept nogil:
-    """A step of BPTT begins with the weights that the one before it, which went the other way, has
-    left in the caches."""
+cdef void gemm_units(bint back, Py_ssize_t m, Py_ssize_t first, Py_ssize_t last, Py_ssize_t k,
+                     const real_t *a, Py_ssize_t lda, const real_t *w, const real_t *packed,
+                     real_t beta, real_t *c, Py_ssize_t n) noexcept nogil:
+    """Columns first to last of C [m, n] = A W + beta C; packed: what `panels` made of W [k, n], or
+    NULL.
+
+    With panels a step of BPTT begins with the weights that the one before it, which went the other
+    way, has left in the caches."""
     cdef Py_ssize_t wide = 2 * PANEL, parts = (last - first + wide - 1) // wide, q, j
+    if packed == NULL:
+        gemm(False, m, last - first, k, a, lda, w + first, n, beta, c + first, n)
+        return
     for q in range(parts):
         j = first + (parts - 1 - q if back else q) * wide
         K.gemm(m, min(last - j, wide), k, a, lda, 1, packed + j * k, PANEL, PANEL * k, beta != 0,
-               c + j, ldc)
+               c + j, n)
 
 
 cdef bint in_place(Py_ssize_t rows, Py_ssize_t inputs) noexcept nogil:
@@ -213,8 +219,8 @@ cdef object pack(object w, Py_ssize_t gates=1):
 
 
 cdef object panels(object w):
-    """W [k,n] in panels of columns, for `gemm_weights` with W in place of its transpose; None with
-    BLAS. What steps of BPTT multiply with, again and again."""
+    """W [k,n] in panels of columns, for `gemm_units`; None with BLAS or without W. What steps of
+    BPTT multiply with, again and again."""
     return packed(w, False, 1) if fixed and w is not None else None
 
 

@@ -12,8 +12,7 @@ from rnnfast._memory cimport empty
 from rnnfast._product cimport (
     PANEL,
     TILE,
-    gemm,
-    gemm_panels,
+    gemm_units,
     gemm_weights,
     inside,
     is_fixed,
@@ -123,12 +122,9 @@ cdef void backward(const Rnn *s, _seq.Share *share, const real_t *w_hh) noexcept
             K.rnn_backward(n, H, j0, j1, s.act, <real_t *>s.y + row * H, dh,
                            <real_t *>s.dy + row * H if s.dy != NULL else NULL, H, da)  # B1, B2
         _seq.meet(share)
-        if s.packed_hh != NULL:
-            if _seq.range_of(share, H, PANEL, &j0, &j1):
-                gemm_panels(i & 1, n, j0, j1, H, da, H, <real_t *>s.packed_hh, <real_t>0, dh,
-                            H)  # B3
-        else:
-            gemm(False, n, H, H, da, H, w_hh, H, <real_t>0, dh, H)
+        if _seq.range_of(share, H, PANEL, &j0, &j1):
+            gemm_units(i & 1, n, j0, j1, H, da, H, w_hh, <real_t *>s.packed_hh, <real_t>0, dh,
+                       H)  # B3
         if s.mask != NULL:
             K.multiply(n * H, dh, <real_t *>s.mask, dh)
         _seq.zero_share(&s.q, t, share, H, PANEL, dh)
