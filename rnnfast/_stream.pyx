@@ -369,7 +369,7 @@ cdef Py_ssize_t lay_out(Cell *s, Py_ssize_t B, bint biased, char *to,
     """Let what a cell owns lie from `to` on; the number of elements that it takes."""
     cdef Py_ssize_t H = s.H, P = s.P, W = s.G * H, I = s.inputs, total = 0
     cdef Py_ssize_t gates = 1 if s.normed else 2 if s.before else s.G  # packed side by side
-    cdef Py_ssize_t rows = W // gates if not s.before else H
+    cdef Py_ssize_t rows = W if s.normed else H
     cdef bint inside = not s.together
     s.turned = place(to, size, (I + W) * s.few, &total)
     s.w_all = place(to, size, packed_size(1, W, I) if s.together and not s.few else 0, &total)
