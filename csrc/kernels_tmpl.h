@@ -14,9 +14,12 @@
 enum { FN(accs) = RF_LANES / VL };
 
 /* Columns of a packed matrix lie in panels of so many, the units of a step's weights in tiles with
- * all gates, on every ISA and in both dtypes. */
+ * all gates, in both dtypes. RF_SHARED: too few registers for all gates of more than a few rows
+ * (step_tmpl.h). Then columns are read 16 at a time, so 16 make a panel and a tile has a panel for each
+ * gate: in wider ones 16 columns of all k would meet in a part of the first cache's sets. */
 #ifndef RF_TILE
-#define RF_PANEL 64
+#define RF_SHARED (VL > 1 && RF_REGISTERS == 16)
+#define RF_PANEL (RF_SHARED ? 16 : 64)
 #define RF_TILE 16
 #if defined(__SANITIZE_ADDRESS__)
 #define RF_UNROLL /* every access is instrumented: unrolled, a file takes minutes to compile */
@@ -862,15 +865,16 @@ static void KN(gru_norm_backward)(ptrdiff_t B, ptrdiff_t H, rf_act gate, const R
 /* C[m,n] = A B, or C + A B: every element is ONE chain of fma over k ascending, from 0 or from C.
  * Rows, columns and k are divided freely: no division changes a chain. A tile of MR rows by NV
  * vectors, of which the last holds w elements, stays in registers; MR and NV are constants after
- * inlining. Its columns lie in one panel of B or fill two. ahead: k lines to fetch into the second
- * cache meanwhile, or NULL. */
+ * inlining. Its columns lie in one panel of B or begin one and go on in up to three more, `panel`
+ * apart. ahead: k lines to fetch into the second cache meanwhile, or NULL. */
 RF_INLINE void FN(gemm_tile)(const int MR, const int NV, ptrdiff_t w, ptrdiff_t k, const REAL *a,
                              ptrdiff_t ars, ptrdiff_t acs, const REAL *b, ptrdiff_t ldb,
                              ptrdiff_t panel, int add, const REAL *ahead, REAL *c,
                              ptrdiff_t ldc) {
     v_t acc[6][8];
     /* As few pointers as will do, so that the loop reads none from the stack: 4 to 8 % faster. */
-    const REAL *lower = a + 3 * ars, *other = NV * VL > RF_PANEL ? b + panel : b;
+    const REAL *lower = a + 3 * ars, *second = b + panel, *third = second + panel,
+               *fourth = third + panel;
 #define RF_FULL (v < NV - 1 || w == VL)
 RF_UNROLL
     for (int r = 0; r < MR; r++)
@@ -880,12 +884,14 @@ RF_UNROLL
                         : RF_FULL ? v_load(c + r * ldc + v * VL)
                                   : v_loadn(c + r * ldc + v * VL, w);
 RF_TWICE
-    for (ptrdiff_t p = 0; p < k; p++, a += acs, lower += acs, b += ldb, other += ldb) {
+    for (ptrdiff_t p = 0; p < k; p++) {
         v_t x[8];
         if (ahead) RF_FETCH_FAR(ahead + p * RF_LINE);
 RF_UNROLL
         for (int v = 0; v < NV; v++) {
-            const REAL *at = (v * VL < RF_PANEL ? b : other) + v * VL % RF_PANEL;
+            const int q = v * VL / RF_PANEL;
+            const REAL *at = (q == 0 ? b : q == 1 ? second : q == 2 ? third : fourth)
+                             + v * VL % RF_PANEL;
             x[v] = RF_FULL ? v_load(at) : v_loadn(at, w);
         }
 RF_UNROLL
@@ -894,6 +900,8 @@ RF_UNROLL
 RF_UNROLL
             for (int v = 0; v < NV; v++) acc[r][v] = v_fma(s, x[v], acc[r][v]);
         }
+        a += acs, lower += acs, b += ldb;
+        second += ldb, third += ldb, fourth += ldb;
     }
 RF_UNROLL
     for (int r = 0; r < MR; r++)
@@ -960,13 +968,24 @@ RF_INLINE void FN(pack_columns)(ptrdiff_t n, ptrdiff_t k, const REAL *b, ptrdiff
     }
 }
 
+static void KN(panels)(ptrdiff_t n, ptrdiff_t k, ptrdiff_t first, ptrdiff_t last, const REAL *w,
+                       ptrdiff_t ldw, REAL *out) {
+    for (ptrdiff_t j = first; j < last; j += FN(gemm_nc)) {
+        const ptrdiff_t count = last - j < FN(gemm_nc) ? last - j : FN(gemm_nc);
+        FN(pack_columns)(count, k, w + j, ldw, out + j * k);
+    }
+    for (ptrdiff_t j = (n + VL - 1) / VL * VL; last == n && j % RF_PANEL; j += VL)
+        for (ptrdiff_t p = 0; p < k; p++)
+            v_store(out + j / RF_PANEL * RF_PANEL * k + p * RF_PANEL + j % RF_PANEL, v_zero());
+}
+
 /* A block of A, the rows of a tile side by side for each k: [blocks][k][rows]. Whole vectors where what
  * they put behind a tile's rows is written again, as AVX2's stores of a part are slow: dW at 128 x
  * 512 x 2048 81 to 87 GFLOP/s on Zen 3, and 69 if only the last tile's had to be such. */
 RF_INLINE void FN(pack_rows)(ptrdiff_t m, ptrdiff_t blocks, ptrdiff_t k, const REAL *a,
                              ptrdiff_t ars, ptrdiff_t acs, REAL *out) {
     const ptrdiff_t least = m / blocks, larger = m % blocks;
-    const int far = RF_REGISTERS == 16 && ars == 1 && acs > RF_PANEL * RF_LINE; /* other pages */
+    const int far = RF_REGISTERS == 16 && ars == 1 && acs > 64 * RF_LINE; /* other pages */
     for (ptrdiff_t p = 0; p < k; p++, a += acs) {
         for (ptrdiff_t q = 0; far && q < m; q += RF_LINE) RF_FETCH_NEAR(a + 4 * acs + q);
         for (ptrdiff_t block = 0, i = 0, rows; block < blocks; block++, i += rows) {
@@ -985,14 +1004,14 @@ RF_INLINE void FN(pack_rows)(ptrdiff_t m, ptrdiff_t blocks, ptrdiff_t k, const R
 }
 
 static void KN(gemm)(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, const REAL *a, ptrdiff_t ars,
-                     ptrdiff_t acs, const REAL *b, ptrdiff_t ldb, ptrdiff_t panel, int add, REAL *c,
-                     ptrdiff_t ldc) {
+                     ptrdiff_t acs, const REAL *b, ptrdiff_t row, int add, REAL *c, ptrdiff_t ldc) {
+    const ptrdiff_t ldb = row ? row : RF_PANEL, panel = row ? RF_PANEL : RF_PANEL * k;
     REAL *columns = rf_scratch(), *side = columns + FN(gemm_kt) * FN(gemm_nc);
     if (k == 0 && !add)
         for (ptrdiff_t i = 0; i < m; i++) memset(c + i * ldc, 0, (size_t)n * sizeof *c);
     /* What is copied must be read often enough: B once per six rows (more pay with AVX2, whose rows of
      * a tile are half as long), A once per NC columns. */
-    const int copy_b = panel == RF_PANEL && m > (RF_REGISTERS == 32 ? 12 : 64);
+    const int copy_b = row && m > (RF_REGISTERS == 32 ? 12 : 64);
     const int copy_a = acs != 1 && n > FN(gemm_nc);
     const ptrdiff_t most = acs == 1 ? FN(gemm_kc) : FN(gemm_kt), cuts = (k + most - 1) / most;
     /* long rows of A may pass from the third cache, for every column block again */
@@ -1062,15 +1081,15 @@ RF_UNROLL
 
 /* The transposes of the G matrices w [n,k], zeros past n, so that a step of k reads whole vectors:
  * G = 1: [ceil(n / RF_PANEL)][k][RF_PANEL]; more: [ceil(n / RF_TILE)][k][G][RF_TILE], gates side by
- * side. */
+ * side, or [ceil(n / RF_TILE)][G][k][RF_TILE]. */
 static void KN(pack)(ptrdiff_t G, ptrdiff_t n, ptrdiff_t k, ptrdiff_t first, ptrdiff_t last,
                      const REAL *w, ptrdiff_t ldw, REAL *out) {
-    const ptrdiff_t wide = G == 1 ? RF_PANEL : RF_TILE;
+    const ptrdiff_t wide = G == 1 ? RF_PANEL : RF_TILE, line = RF_SHARED ? wide : G * wide;
     for (ptrdiff_t j = first; j < last; j += wide)
         for (ptrdiff_t g = 0; g < G; g++)
             for (ptrdiff_t v = j; v < j + wide; v += VL) {
                 const REAL *from = w + (g * n + v) * ldw;
-                REAL *to = out + j * k * G + g * wide + (v - j);
+                REAL *to = out + j * k * G + g * wide * (RF_SHARED ? k : 1) + (v - j);
                 const ptrdiff_t rows = n - v < 0 ? 0 : n - v < VL ? n - v : VL;
                 ptrdiff_t p = 0;
                 if (rows == VL)
@@ -1080,10 +1099,10 @@ RF_UNROLL
                         for (int l = 0; l < VL; l++) t[l] = v_load(from + l * ldw + p);
                         v_transpose(t);
 RF_UNROLL
-                        for (int l = 0; l < VL; l++) v_store(to + (p + l) * G * wide, t[l]);
+                        for (int l = 0; l < VL; l++) v_store(to + (p + l) * line, t[l]);
                     }
                 for (; p < k; p++) {
-                    REAL *at = to + p * G * wide;
+                    REAL *at = to + p * line;
                     for (ptrdiff_t l = 0; l < VL; l++) at[l] = l < rows ? from[l * ldw + p] : 0;
                 }
             }

@@ -16,25 +16,16 @@ typedef struct {
  * pre-activations are a product like any other, of so many k at a time that a line of weights for each
  * of them, 16 kB, stays in the first cache while all rows pass. */
 #undef RF_TOGETHER
-#undef RF_SHARED
-#if VL == 1
-#define RF_TOGETHER 4
-#define RF_SHARED 0
-enum { FN(chain_rows) = 3, FN(chain_size) = RF_TOGETHER * 16 };
-#elif RF_REGISTERS == 32
-#define RF_TOGETHER 4
-#define RF_SHARED 0
-enum { FN(chain_rows) = 6, FN(chain_size) = RF_TOGETHER * 24 * VL };
-#else
+#if RF_SHARED
 #define RF_TOGETHER (RF_REAL_IS_F32 ? 12 : 6)
-#define RF_SHARED 1
-enum { FN(chain_rows) = 6, FN(chain_size) = RF_TOGETHER * 6 * 4 * RF_TILE };
+enum { FN(chain_rows) = 6, FN(chain_size) = RF_TOGETHER * 6 * 4 * RF_TILE, FN(chain_k) = 256 };
+#elif VL == 1
+#define RF_TOGETHER 4
+enum { FN(chain_rows) = 3, FN(chain_size) = RF_TOGETHER * 16 };
+#else
+#define RF_TOGETHER 4
+enum { FN(chain_rows) = 6, FN(chain_size) = RF_TOGETHER * 24 * VL };
 #endif
-enum { FN(chain_k) = 256 };
-/* twice as many where lines of the same gate are 4 or 8 apart, so that they do not stay there */
-RF_INLINE ptrdiff_t FN(chain_k_of)(const int G) {
-    return G == 3 || sizeof(REAL) > 4 ? FN(chain_k) : 2 * FN(chain_k);
-}
 
 /* One operand: acc[g] += a[.,p] m[p,first+g] for p ascending, Q of G gates; the third gate goes to
  * acc[last]. Of 16 registers 12 are accumulators and the others hold the weights of one p, or the
@@ -44,12 +35,13 @@ RF_INLINE ptrdiff_t FN(chain_k_of)(const int G) {
 #define RF_CHAIN(k, a, packed, last)                                                          \
     do {                                                                                      \
         const ptrdiff_t K = (k), wide = G == 1 ? RF_PANEL : RF_TILE;                           \
+        const ptrdiff_t line = RF_SHARED ? wide : G * wide, gate = RF_SHARED ? wide * K : wide; \
         const REAL *ap = (a) + b * K, *lower = ap + 3 * K, *mp[8];                             \
         RF_UNROLL for (int v = 0; v < NV; v++)                                                \
-            mp[v] = (packed) + first * wide                                                   \
+            mp[v] = (packed) + first * gate                                                   \
                     + (NV * VL <= RF_TILE ? j / wide * wide * K * G + j % wide + v * VL       \
-                                          : (j + v * VL) / wide * wide * K * G                \
-                                                + (j + v * VL) % wide);                       \
+                       : RF_SHARED ? (j / wide + v * VL / wide) * wide * K * G + v * VL % wide \
+                                   : (j + v * VL) / wide * wide * K * G + (j + v * VL) % wide); \
         const REAL *next = (packed) + follow / wide * wide * K * G                            \
                            + block % (G * wide / RF_LINE) * K * RF_LINE;                      \
         if (RF_REGISTERS == 32 && R > RF_FEW_ROWS && s->fetch) {                              \
@@ -66,20 +58,20 @@ RF_INLINE ptrdiff_t FN(chain_k_of)(const int G) {
             RF_UNROLL for (int r = 0; r < R && R <= 3; r++) from[r] = v_set1(RF_ROW(r));      \
         RF_UNROLL for (int v = 0; v < NV; v++) {                                              \
             RF_UNROLL for (int g = 0; g < Q; g++) {                                           \
-                m[g] = v_load(mp[v] + g * wide);                                              \
+                m[g] = v_load(mp[v] + g * gate);                                              \
                 if (RF_REGISTERS == 16 && R <= 3)                                             \
                     RF_UNROLL for (int r = 0; r < R; r++) RF_CHAIN_FMA(last);                 \
             }                                                                                 \
             if (fetch)                                                                        \
                 RF_UNROLL for (int g = 0; g < Q; g++)                                         \
-                    RF_FETCH_NEAR(mp[v] + (8 * G + g) * wide);                                \
+                    RF_FETCH_NEAR(mp[v] + 8 * line + g * gate);                               \
             if (RF_REGISTERS == 32 || R > 3)                                                  \
                 RF_UNROLL for (int r = 0; r < R; r++) {                                       \
                     from[r] = v_set1(RF_ROW(r));                                              \
                     RF_UNROLL for (int g = 0; g < Q; g++) RF_CHAIN_FMA(last);                 \
                 }                                                                             \
         }                                                                                     \
-        RF_UNROLL for (int v = 0; v < NV; v++) mp[v] += G * wide;                             \
+        RF_UNROLL for (int v = 0; v < NV; v++) mp[v] += line;                                 \
     }
 #define RF_ROW(r) ((r) < 3 ? ap[(r) * K] : lower[((r) - 3) * K])
 #define RF_CHAIN_FMA(last)                                                                    \
@@ -151,12 +143,12 @@ RF_INLINE void FN(chain_tile)(const int R, const int G, const int NV, const int 
 #if RF_SHARED
 /* C += A B for two vectors of columns; a function of its own: its loop needs all integer registers. */
 static __attribute__((noinline)) void FN(two_vectors)(ptrdiff_t m, ptrdiff_t k, const REAL *a,
-                                                      ptrdiff_t lda, const REAL *b, ptrdiff_t ldb,
+                                                      ptrdiff_t lda, const REAL *b,
                                                       const REAL *ahead, REAL *c, ptrdiff_t ldc) {
 #define RF_PRODUCT(R)                                                                           \
     case R:                                                                                     \
-        if (ahead) FN(gemm_tile)(R, 2, VL, k, a, lda, 1, b, ldb, 0, 1, ahead, c, ldc);          \
-        else FN(gemm_tile)(R, 2, VL, k, a, lda, 1, b, ldb, 0, 1, NULL, c, ldc);                 \
+        if (ahead) FN(gemm_tile)(R, 2, VL, k, a, lda, 1, b, RF_TILE, 0, 1, ahead, c, ldc);      \
+        else FN(gemm_tile)(R, 2, VL, k, a, lda, 1, b, RF_TILE, 0, 1, NULL, c, ldc);             \
         break;
     switch (m) {
         RF_PRODUCT(3)
@@ -179,13 +171,18 @@ RF_INLINE FN(part) FN(part_of)(const FN(chain) *s, ptrdiff_t j, ptrdiff_t cut, p
     return (FN(part)){j, x0, x1, k0 - x0, k1 - x1};
 }
 
-/* Line number `line` of a part's weights, which lie at two places; NULL past them. */
-RF_INLINE const REAL *FN(line_of)(const int G, const FN(chain) *s, FN(part) q, ptrdiff_t line) {
-    const ptrdiff_t panel = G == 1 ? RF_PANEL : RF_TILE, at = q.j / panel * panel * G;
-    const ptrdiff_t first = line * RF_LINE, x = (q.x1 - q.x0) * G * panel;
-    if (first < x) return s->wx + at * s->inputs + q.x0 * G * panel + first;
-    if (first - x >= (q.h1 - q.h0) * G * panel) return NULL;
-    return s->wh + at * s->P + q.h0 * G * panel + first - x;
+/* The weights of gate g of the 16 units from j on, in `packed` of K rows. */
+RF_INLINE const REAL *FN(panel_of)(const int G, ptrdiff_t K, const REAL *packed, ptrdiff_t j, int g) {
+    return packed + (j / RF_TILE * G + g) * K * RF_TILE;
+}
+
+/* What to fetch while k rows of a gate's panel are read: the next part's rows of it, from the row on
+ * that is as far into that part. */
+RF_INLINE const REAL *FN(next_of)(const int G, const FN(chain) *s, const FN(part) *q, ptrdiff_t j,
+                                  int g, ptrdiff_t row) {
+    const ptrdiff_t x = q->x1 - q->x0;
+    if (row < x) return FN(panel_of)(G, s->inputs, s->wx, j, g) + (q->x0 + row) * RF_TILE;
+    return FN(panel_of)(G, s->P, s->wh, j, g) + (q->h0 + row - x) * RF_TILE;
 }
 
 /* Blocks of rows as RF_EACH_TILE counts them: from `block` to `end`; the first begins at row b. */
@@ -193,42 +190,32 @@ typedef struct {
     ptrdiff_t block, end, b, least, larger;
 } FN(blocks);
 
-/* z += a w for n columns, w's rows ldw apart, columns from `edge` on `skip` further (an RNN's units may
- * begin inside a panel): two vectors of columns at a time, which stay in the first cache while all rows
- * pass; or, where they do not because rows a power of two apart meet in the
- * same sets, a block of rows at a time, if not all rows stay there. The first rows fetch as many lines
- * of the next part, from `line` on. */
-static void FN(blocks_product)(const int G, const FN(chain) *s, const FN(part) *next, ptrdiff_t line,
-                               FN(blocks) q, ptrdiff_t rows, ptrdiff_t n, ptrdiff_t k, const REAL *a,
-                               ptrdiff_t lda, const REAL *w, ptrdiff_t ldw, ptrdiff_t edge,
-                               ptrdiff_t skip, REAL *z, ptrdiff_t ldz) {
-    const int by_rows = FN(chain_k_of)(G) > FN(chain_k) && rows * k * (ptrdiff_t)sizeof(REAL) > 8192;
-    ptrdiff_t m;
-#define RF_TWO_VECTORS                                                                          \
-    FN(two_vectors)(m, k, a + (q.b + i) * lda, lda, w + j + (j < edge ? 0 : skip), ldw,         \
-                    s->fetch && !i ? FN(line_of)(G, s, *next, line + j / (2 * VL) * k) : NULL,  \
-                    z + i * ldz + j, ldz)
-    if (by_rows)
-        for (ptrdiff_t block = q.block, i = 0; block < q.end; block++, i += m) {
-            m = FN(block_rows)(q.least, q.larger, block);
-            for (ptrdiff_t j = 0; j < n; j += 2 * VL) RF_TWO_VECTORS;
-        }
-    else
-        for (ptrdiff_t j = 0; j < n; j += 2 * VL)
-            for (ptrdiff_t block = q.block, i = 0; block < q.end; block++, i += m) {
+/* Adds k of one operand to a part's pre-activations z, whose gates lie `wide` apart: rows row0.. of the
+ * panels in `packed`, of K rows, times columns of a, as far as `row` into the part. A panel is in the
+ * first cache while all rows pass. */
+static void FN(part_product)(const int G, const int split, const int wide, const FN(chain) *s,
+                             ptrdiff_t j, ptrdiff_t row, const FN(part) *next, FN(blocks) q,
+                             ptrdiff_t k, const REAL *a, ptrdiff_t K, const REAL *packed,
+                             ptrdiff_t row0, REAL *z, ptrdiff_t ldz) {
+    for (int g = 0; g < G; g++)
+        for (ptrdiff_t v = 0; v < wide; v += 2 * VL) {
+            const ptrdiff_t in = v % RF_TILE;
+            const REAL *w = FN(panel_of)(G, K, packed, j + v, g) + row0 * RF_TILE + in;
+            const REAL *ahead = s->fetch ? FN(next_of)(G, s, next, next->j + v, g, row) + in * k : NULL;
+            REAL *to = z + (split && g == 2 ? 3 : g) * wide + v;
+            ptrdiff_t m;
+            for (ptrdiff_t block = q.block, i = 0; block < q.end; block++, i += m, ahead = NULL) {
                 m = FN(block_rows)(q.least, q.larger, block);
-                RF_TWO_VECTORS;
+                FN(two_vectors)(m, k, a + (q.b + i) * K + row0, K, w, ahead, to + i * ldz, ldz);
             }
-#undef RF_TWO_VECTORS
+        }
 }
 
 /* A part's pre-activations in z, whose gates lie `wide` apart; returns the number of rows. */
 static ptrdiff_t FN(shared_tile)(const int G, const int split, const int wide, FN(part) p,
                                  FN(part) next, FN(blocks) q, const FN(chain) *s, REAL *z,
                                  ptrdiff_t ldz) {
-    const ptrdiff_t panel = G == 1 ? RF_PANEL : RF_TILE, x_k = p.x1 - p.x0, h_k = p.h1 - p.h0;
-    const ptrdiff_t at = p.j / panel * panel * G, right = p.j % panel;
-    const ptrdiff_t edge = panel - right; /* of an RNN's panel; more gates never reach it */
+    const ptrdiff_t x_k = p.x1 - p.x0, h_k = p.h1 - p.h0;
     ptrdiff_t n = 0;
     for (ptrdiff_t block = q.block; block < q.end; block++)
         n += FN(block_rows)(q.least, q.larger, block);
@@ -240,18 +227,11 @@ static ptrdiff_t FN(shared_tile)(const int G, const int split, const int wide, F
             for (int v = 0; v < wide; v += VL)
                 v_store(z + r * ldz + g * wide + v, from ? v_load(from + v) : v_zero());
         }
-    if (x_k) {
-        const REAL *x = s->x + p.x0, *w = s->wx + at * s->inputs + p.x0 * G * panel + right;
-        FN(blocks_product)(G, s, &next, 0, q, n, (split ? 2 : G) * wide, x_k, x, s->inputs, w,
-                           G * panel, G == 1 ? edge : G * wide, panel * (s->inputs - 1), z, ldz);
-        if (split)
-            FN(blocks_product)(G, s, &next, 2 * wide / (2 * VL) * x_k, q, n, wide, x_k, x, s->inputs,
-                               w + 2 * panel, G * panel, wide, 0, z + 3 * wide, ldz);
-    }
+    if (x_k)
+        FN(part_product)(G, split, wide, s, p.j, 0, &next, q, x_k, s->x, s->inputs, s->wx, p.x0, z,
+                         ldz);
     if (h_k)
-        FN(blocks_product)(G, s, &next, G * wide / (2 * VL) * x_k, q, n, G * wide, h_k,
-                           s->h + p.h0, s->P, s->wh + at * s->P + p.h0 * G * panel + right, G * panel,
-                           G == 1 ? edge : G * wide, panel * (s->P - 1), z, ldz);
+        FN(part_product)(G, 0, wide, s, p.j, x_k, &next, q, h_k, s->h, s->P, s->wh, p.h0, z, ldz);
     return n;
 }
 #endif
@@ -328,7 +308,7 @@ RF_CHAINS(chain4, 4, 0, RF_NV4)
 #if RF_SHARED
 #define RF_SHARED_TILE(name, s)                                                                \
     const ptrdiff_t K = ((s)->wx ? (s)->inputs : 0) + (s)->P;                                  \
-    const ptrdiff_t most = FN(chain_k_of)(FN(name##_products)), cuts = (K + most - 1) / most;   \
+    const ptrdiff_t cuts = (K + FN(chain_k) - 1) / FN(chain_k);                                 \
     const FN(blocks) q = {done, end, b, least, larger};                                        \
     for (ptrdiff_t cut = 0; cut < cuts; cut++) {                                               \
         const int end_of_tile = cut + 1 == cuts;                                               \

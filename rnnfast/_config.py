@@ -20,7 +20,8 @@ def get_isa():
 
 def set_isa(name=None):
     """Use the instruction set `name`; None: the widest that this CPU runs. The results do not
-    depend on it. ValueError where the CPU or the build does not have it."""
+    depend on it. ValueError where the CPU or the build does not have it. Not while calls run;
+    streams from before, whose weights are packed for one, may raise RuntimeError."""
     _kernels.set_isa(name)
 
 

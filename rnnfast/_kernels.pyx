@@ -38,6 +38,7 @@ cdef const rf_table_f32 *f32 = rf_isa_f32(0)
 cdef const rf_table_f64 *f64 = rf_isa_f64(0)
 cdef bint flush = True
 cdef bint registers_32 = False
+cdef bint gates_apart = False
 
 include "_kernel_calls.pxi"
 
@@ -117,15 +118,21 @@ def get_isa():
 
 def set_isa(str name=None):
     """Use the instruction set `name`; None: the widest that this CPU runs."""
-    global f32, f64, registers_32
+    global f32, f64, registers_32, gates_apart
     cdef int k = rf_isa_best() if name is None else isa_index(name)
     f32 = rf_isa_f32(k)
     f64 = rf_isa_f64(k)
     registers_32 = get_isa() == "avx512"
+    gates_apart = get_isa() == "avx2"
 
 
 cdef bint many_registers() noexcept nogil:
     return registers_32
+
+
+cdef int layout() noexcept nogil:
+    """How weights are packed now: what one instruction set packed is not for each other."""
+    return gates_apart
 
 
 def get_denormals():

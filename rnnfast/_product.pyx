@@ -8,7 +8,6 @@ nor on the instruction set (docs/arithmetic.md).
 import importlib
 
 cimport numpy as cnp
-from libc.string cimport memcpy, memset
 
 from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
@@ -68,7 +67,7 @@ cdef void gemm(bint ta, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const real_t *
                const real_t *b, Py_ssize_t ldb, real_t beta, real_t *c,
                Py_ssize_t ldc) noexcept nogil:
     if fixed:
-        K.gemm(m, n, k, a, 1 if ta else lda, lda if ta else 1, b, ldb, PANEL, beta != 0, c, ldc)
+        K.gemm(m, n, k, a, 1 if ta else lda, lda if ta else 1, b, ldb, beta != 0, c, ldc)
     elif real_t is float:
         blas_f32(ta, False, m, n, k, a, lda, b, ldb, beta, c, ldc)
     else:
@@ -79,7 +78,7 @@ cdef void gemm_weights(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const real_t *a
                        const real_t *w, const real_t *packed, real_t beta, real_t *c,
                        Py_ssize_t ldc) noexcept nogil:
     if packed != NULL:
-        K.gemm(m, n, k, a, lda, 1, packed, PANEL, PANEL * k, beta != 0, c, ldc)
+        K.gemm(m, n, k, a, lda, 1, packed, 0, beta != 0, c, ldc)
     elif real_t is float:
         blas_f32(False, True, m, n, k, a, lda, w, k, beta, c, ldc)
     else:
@@ -100,8 +99,7 @@ cdef void gemm_units(bint back, Py_ssize_t m, Py_ssize_t first, Py_ssize_t last,
         return
     for q in range(parts):
         j = first + (parts - 1 - q if back else q) * wide
-        K.gemm(m, min(last - j, wide), k, a, lda, 1, packed + j * k, PANEL, PANEL * k, beta != 0,
-               c + j, n)
+        K.gemm(m, min(last - j, wide), k, a, lda, 1, packed + j * k, 0, beta != 0, c + j, n)
 
 
 cdef bint in_place(Py_ssize_t rows, Py_ssize_t inputs) noexcept nogil:
@@ -122,7 +120,7 @@ cdef void product_in_place(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const real_
             first = bias[i]
         for j in range(m):
             turned[i * m + j] = first
-    K.gemm(n, m, k, w, k, 1, columns, m, PANEL, True, turned, m)
+    K.gemm(n, m, k, w, k, 1, columns, m, True, turned, m)
     K.transpose(n, m, turned, m, c, ldc)
 
 
@@ -140,7 +138,7 @@ cdef bint inside(object x, Py_ssize_t T):
 
 
 cdef Py_ssize_t packed_size(Py_ssize_t gates, Py_ssize_t n, Py_ssize_t k) noexcept nogil:
-    """Elements that `K.pack` makes of W [gates n, k]."""
+    """Room for what `K.pack` makes of W [gates n, k]."""
     cdef Py_ssize_t wide = PANEL if gates == 1 else TILE
     return (n + wide - 1) // wide * wide * k * gates
 
@@ -167,26 +165,11 @@ cdef void pack_task(void *arg, int task, int worker) noexcept nogil:
         if s.turned:
             K.pack(s.gates, s.n, s.k, first, last, <float *>s.w, s.k, <float *>s.out)
         else:
-            copy_panels(s.n, s.k, first, last, <float *>s.w, <float *>s.out)
+            K.panels(s.n, s.k, first, last, <float *>s.w, s.n, <float *>s.out)
     elif s.turned:
         K.pack(s.gates, s.n, s.k, first, last, <double *>s.w, s.k, <double *>s.out)
     else:
-        copy_panels(s.n, s.k, first, last, <double *>s.w, <double *>s.out)
-
-
-cdef void copy_panels(Py_ssize_t n, Py_ssize_t k, Py_ssize_t first, Py_ssize_t last,
-                      const real_t *w, real_t *out) noexcept nogil:
-    """Columns first to last of w [k,n] in panels, zeros past n."""
-    cdef Py_ssize_t q, j, p, count
-    cdef real_t *row
-    for q in range(first // PANEL, (last + PANEL - 1) // PANEL):
-        j = q * PANEL
-        count = min(n - j, PANEL)
-        for p in range(k):
-            row = out + j * k + p * PANEL
-            memcpy(row, w + p * n + j, count * sizeof(real_t))
-            if count < PANEL:
-                memset(row + count, 0, (PANEL - count) * sizeof(real_t))
+        K.panels(s.n, s.k, first, last, <double *>s.w, s.n, <double *>s.out)
 
 
 cdef void pack_to(int num, bint turned, Py_ssize_t gates, Py_ssize_t n, Py_ssize_t k, const void *w,

@@ -449,7 +449,7 @@ cdef class Stack:
     cdef Cell *cells
     cdef readonly Py_ssize_t layers, directions, B, inputs, features
     cdef Py_ssize_t H, P, W, room, wide_room
-    cdef int num
+    cdef int num, layout
     cdef bint lstm
     cdef bint single        # a step is for `one_step`,
     cdef bint brief         # and with the GIL
@@ -480,7 +480,7 @@ cdef class Stack:
         probe.G = 1 if probe.kind == RNN else 3 if probe.kind == GRU or coupled else 4
         probe.before = probe.kind == GRU and not reset_after
         probe.normed, probe.projected = "gain_hh" in names[0], "w_hr" in names[0]
-        self.num = _seq.typenum(w_hh)
+        self.num, self.layout = _seq.typenum(w_hh), K.layout()
         size = cnp.PyArray_ITEMSIZE(w_hh)
         self.W, self.P = W, P = cnp.PyArray_DIM(w_hh, 0), cnp.PyArray_DIM(w_hh, 1)
         self.H = probe.H = H = W // probe.G
@@ -587,6 +587,7 @@ cdef class Stack:
         cdef Py_ssize_t N = T * self.B
         cdef cnp.ndarray source = <cnp.ndarray>x
         cdef bint ids = cnp.PyArray_TYPE(source) == cnp.NPY_INT64
+        self.check_layout()
         if ids:
             if cnp.PyArray_SIZE(source) != N:
                 raise ValueError(f"expected {N} class indices, got {x.size}")
@@ -596,6 +597,11 @@ cdef class Stack:
             raise ValueError(f"expected a contiguous {self.dtype} array of {N} x {self.inputs}, "
                              f"got {x.dtype} {x.shape}")
         self.advance(source, ids, T, self.memory_of(out, N))
+
+    cdef int check_layout(self) except -1:
+        if self.layout != K.layout():
+            raise RuntimeError("the instruction set has changed since this stream packed its weights")
+        return 0
 
     cdef void *memory_of(self, object out, Py_ssize_t N) except? NULL:
         if out is None:
@@ -625,6 +631,7 @@ cdef class Stack:
             out = empty(self.B, self.features, self.num)
         elif not cnp.PyArray_ISCARRAY(<cnp.ndarray>out):
             return None
+        self.check_layout()
         to = self.memory_of(out, self.B)
         if not self.single:
             self.advance(source, False, 1, to)

@@ -146,6 +146,17 @@ class Rows:
 
 
 @dataclass
+class ByIsa:
+    """An array that is not the same for every instruction set."""
+
+    make: Callable
+
+    @property
+    def shape(self):
+        return self.make("scalar").shape
+
+
+@dataclass
 class Alias:
     """The same memory as another parameter's."""
 
@@ -886,17 +897,13 @@ def _(source):
               (13, 7, 3), (2, 65, 6), (5, 40, 2), (0, 3, 130), (14, 9, 140),
               (2, 3, 300), (15, 130, 5), (66, 70, 4)]  # fmt: skip
     for m, n, k in shapes:
-        add, transposed, packed = (int(source.rng.integers(2)) for _ in range(3))
+        add, transposed, is_packed = (int(source.rng.integers(2)) for _ in range(3))
         a, b, c = source(m, k), source(k, n), source(m, n)
-        panels = -(-n // PANEL)
-        wide = np.zeros((k, panels * PANEL), b.dtype)
-        wide[:, :n] = b
-        as_panels = np.ascontiguousarray(wide.reshape(k, panels, PANEL).swapaxes(0, 1)).ravel()
         args = {"m": m, "n": n, "k": k,
                 "a": np.ascontiguousarray(a.T if transposed else a).ravel(),
                 "ars": 1 if transposed else k, "acs": m if transposed else 1,
-                "b": as_panels if packed else Rows(b, n + 2), "ldb": PANEL if packed else n + 2,
-                "panel": PANEL * k if packed else PANEL, "add": add, "c": Rows(c, n + 3),
+                "b": packed(b.T, 1) if is_packed else Rows(b, n + 2),
+                "ldb": 0 if is_packed else n + 2, "add": add, "c": Rows(c, n + 3),
                 "ldc": n + 3}  # fmt: skip
 
         def expected(ar, a=a, b=b, c=c, add=add):
@@ -909,15 +916,24 @@ def _(source):
 PANEL, TILE = 64, 16  # of packed weights
 
 
-def packed(w, gates):
-    """The transposes of `gates` matrices under each other, as the kernel `pack` has them."""
+def width(isa, gates):
+    """Units that a packed weight's tile or panel has."""
+    return PANEL if gates == 1 and isa != "avx2" else TILE
+
+
+def packed_for(isa, w, gates):
     n, k = len(w) // gates, w.shape[1]
-    wide = PANEL if gates == 1 else TILE
+    wide = width(isa, gates)
     out = np.zeros((-(-n // wide), k, gates, wide), w.dtype)
     for g in range(gates):
         for j in range(n):
             out[j // wide, :, g, j % wide] = w[g * n + j]
-    return out.ravel()
+    return np.ascontiguousarray(out.swapaxes(1, 2) if isa == "avx2" else out).ravel()
+
+
+def packed(w, gates):
+    """The transposes of `gates` matrices under each other, as the kernel `pack` has them."""
+    return ByIsa(lambda isa: packed_for(isa, w, gates))
 
 
 @case("pack")
@@ -925,13 +941,35 @@ def _(source):
     shapes = [(1, 0, 3), (1, 1, 1), (1, 64, 4), (1, 67, 3), (4, 16, 17), (3, 35, 5), (4, 5, 18)]
     for gates, n, k in shapes:
         w = source(gates * n, k)
-        out, wide = packed(w, gates), PANEL if gates == 1 else TILE
-        first, last = source.pick((0, n), (0, min(n, wide)), (n // wide * wide, n))
-        blank = source.blank(out.size)
-        mine = slice(first * k * gates, -(-last // wide) * wide * k * gates)
-        out[: mine.start], out[mine.stop :] = blank[: mine.start], blank[mine.stop :]
+        first, last, blank, out = packed_range(source, w, gates, PANEL if gates == 1 else TILE)
         yield ({"G": gates, "n": n, "k": k, "first": first, "last": last, "w": Rows(w, k + 2),
                 "ldw": k + 2, "out": blank}, lambda ar, out=out: {"out": out})  # fmt: skip
+
+
+@case("panels")
+def _(source):
+    for n, k in [(0, 3), (1, 1), (16, 5), (64, 4), (67, 3), (150, 4), (203, 1)]:
+        w = source(n, k)
+        first, last, blank, out = packed_range(source, w, 1, PANEL)
+        yield ({"n": n, "k": k, "first": first, "last": last, "w": Rows(w.T, n + 2), "ldw": n + 2,
+                "out": blank}, lambda ar, out=out: {"out": out})  # fmt: skip
+
+
+def packed_range(source, w, gates, unit):
+    """Some of the units to pack, what is there before, and what is there afterwards."""
+    n, k = len(w) // gates, w.shape[1]
+    first, last = source.pick((0, n), (0, min(n, unit)), (n // unit * unit, n))
+
+    def blank(isa):
+        return source.blank(packed_for(isa, w, gates).size)
+
+    def out(isa):
+        wide, whole = width(isa, gates), blank(isa)
+        mine = slice(first * k * gates, -(-last // wide) * wide * k * gates)
+        whole[mine] = packed_for(isa, w, gates)[mine]
+        return whole
+
+    return first, last, ByIsa(blank), ByIsa(out)
 
 
 @case("transpose")
@@ -1291,16 +1329,19 @@ class Runner:
         wrong, first = [], None
         ends = (True, False) if number % 4 == 0 else (True,)
         for isa, at_end in itertools.product(self.isas, ends):
+            mine, mine_args = ({k: v.make(isa) if isinstance(v, ByIsa) else v for k, v in d.items()}
+                               for d in (want, args))  # fmt: skip
             where = "end" if at_end else "start"
             place = f"{name} on {isa}, {mode}, case {number}, {where} of memory"
             self.report(place)
             try:
-                got = self.call(isa, name, args, mode, at_end)
+                got = self.call(isa, name, mine_args, mode, at_end)
                 assert got.keys() == want.keys(), f"{sorted(got)} != {sorted(want)}"
                 first = first or got
                 for key in want:
-                    same_bits(got[key], np.atleast_1d(want[key]), f"{key} and its twin")
-                    same_bits(got[key], first[key], f"{key} and {self.isas[0]}")
+                    same_bits(got[key], np.atleast_1d(mine[key]), f"{key} and its twin")
+                    if not isinstance(want[key], ByIsa):
+                        same_bits(got[key], first[key], f"{key} and {self.isas[0]}")
             except AssertionError as error:
                 sizes = {k: v for k, v in args.items() if not hasattr(v, "shape") or np.isscalar(v)}
                 wrong.append(f"{place}: {error} (arguments {sizes})")

@@ -2,6 +2,7 @@
 in it, padded, ragged, streamed in chunks of any size, and on every instruction set."""
 
 import hashlib
+import itertools
 
 import numpy as np
 import pytest
@@ -100,6 +101,26 @@ def test_every_isa(cell, options, dtype, use_isa):
     for isa in slow[1:]:
         for name, want in results[slow[0]].items():
             same_bits(results[isa][name], want, f"{name} on {isa}")
+
+
+def test_a_stream_after_a_change_of_instruction_set(use_isa):
+    """AVX2 packs weights in an order of its own: a stream that packed them in the other refuses."""
+    layer = rnnfast.LSTM(3, 20, seed=0)
+    x = np.random.default_rng(0).standard_normal((4, 2, 3)).astype(np.float32)
+    want = layer(x)[0]
+    for packed, used in itertools.permutations(_kernels.isas(), 2):
+        use_isa(packed)
+        stream = layer.stream(2)
+        use_isa(used)
+        if "avx2" not in (packed, used):
+            same_bits(stream.process(x), want, f"packed for {packed}, on {used}")
+            continue
+        for run, part in ((stream.step, x[0]), (stream.process, x)):
+            with pytest.raises(RuntimeError, match="instruction set"):
+                run(part)
+        use_isa(packed)
+        same_bits(stream.process(x), want, f"back on {packed}")
+
 
 
 @CASE
