@@ -31,6 +31,11 @@ enum { FN(accs) = RF_LANES / VL };
 #define RF_UNROLL _Pragma("GCC unroll 16")
 #define RF_TWICE _Pragma("GCC unroll 2") /* the loops along a chain: pointers move half as often */
 #endif
+#if defined(__clang__)
+#define RF_ONCE __attribute__((noinline))
+#else
+#define RF_ONCE __attribute__((noinline, noclone))
+#endif
 #endif
 
 /* Elements of a cache line, and prefetches into the first and the second cache: for tiles of more than
@@ -912,6 +917,31 @@ RF_UNROLL
 #undef RF_FULL
 }
 
+#if RF_SHARED
+/* 3 to 6 rows by two vectors of columns in a panel; a function of its own: its loop needs all integer
+ * registers. acs: 1, or m where the rows lie side by side (ars = 1). */
+static RF_ONCE void FN(two_vectors)(ptrdiff_t m, ptrdiff_t k, const REAL *a, ptrdiff_t ars,
+                                    ptrdiff_t acs, const REAL *b, int add, const REAL *ahead, REAL *c,
+                                    ptrdiff_t ldc) {
+#define RF_PRODUCT(R)                                                                             \
+    case R:                                                                                       \
+        if (acs > 1) FN(gemm_tile)(R, 2, VL, k, a, 1, R, b, RF_PANEL, 0, add, NULL, c, ldc);      \
+        else if (ahead) FN(gemm_tile)(R, 2, VL, k, a, ars, 1, b, RF_PANEL, 0, 1, ahead, c, ldc);  \
+        else FN(gemm_tile)(R, 2, VL, k, a, ars, 1, b, RF_PANEL, 0, add, NULL, c, ldc);            \
+        break;
+    switch (m) {
+        RF_PRODUCT(3)
+        RF_PRODUCT(4)
+        RF_PRODUCT(5)
+        RF_PRODUCT(6)
+    }
+#undef RF_PRODUCT
+}
+#define RF_TWO_VECTORS(...) FN(two_vectors)(__VA_ARGS__)
+#else
+#define RF_TWO_VECTORS(...)
+#endif
+
 /* All columns of a few rows: groups of NV vectors, then what is left. */
 RF_INLINE void FN(gemm_rows)(const int MR, const int NV, ptrdiff_t n, ptrdiff_t k, const REAL *a,
                              ptrdiff_t ars, ptrdiff_t acs, const REAL *b, ptrdiff_t ldb,
@@ -924,7 +954,11 @@ RF_INLINE void FN(gemm_rows)(const int MR, const int NV, ptrdiff_t n, ptrdiff_t 
         if (RF_REGISTERS == 16 && MR > 3) /* what the next tile begins with, from memory */
 RF_UNROLL
             for (int r = 0; r < MR; r++) __builtin_prefetch(c + r * ldc + j + NV * VL, 1, 3);
-        RF_COLUMNS(NV, VL);
+        if (RF_SHARED && MR > 2 && ldb == RF_PANEL && (acs == 1 || acs == MR))
+            RF_TWO_VECTORS(MR, k, a, ars, acs, b + j / RF_PANEL * panel + j % RF_PANEL, add, NULL,
+                           c + j, ldc);
+        else
+            RF_COLUMNS(NV, VL);
     }
     while (j < n) {
         const ptrdiff_t left = (n - j + VL - 1) / VL;
@@ -939,6 +973,7 @@ RF_UNROLL
     }
 #undef RF_COLUMNS
 }
+#undef RF_TWO_VECTORS
 
 /* Register tiles: accumulators, the vectors of B and one broadcast must fit the registers, and
  * there must be 8 accumulators or more to cover the latency of fma (4 cycles, 2 a cycle). */
@@ -1003,19 +1038,28 @@ RF_INLINE void FN(pack_rows)(ptrdiff_t m, ptrdiff_t blocks, ptrdiff_t k, const R
     }
 }
 
+/* Whether to copy B, rows ldb apart, for m rows of A: once per six of them it is read, and with AVX2,
+ * whose rows of a tile are half as long, it pays for more of them; for fewer where rows of B are so far
+ * apart that they meet in a part of the caches' sets, for fewer still where B is far. */
+RF_INLINE int FN(copies_columns)(ptrdiff_t m, ptrdiff_t k, ptrdiff_t ldb) {
+    const ptrdiff_t row = ldb * (ptrdiff_t)sizeof(REAL);
+    if (RF_REGISTERS == 32) return m > 12;
+    return m > (row < 1024 ? 64 : row * k < 1 << 21 ? 24 : 12);
+}
+
 static void KN(gemm)(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, const REAL *a, ptrdiff_t ars,
                      ptrdiff_t acs, const REAL *b, ptrdiff_t row, int add, REAL *c, ptrdiff_t ldc) {
     const ptrdiff_t ldb = row ? row : RF_PANEL, panel = row ? RF_PANEL : RF_PANEL * k;
     REAL *columns = rf_scratch(), *side = columns + FN(gemm_kt) * FN(gemm_nc);
     if (k == 0 && !add)
         for (ptrdiff_t i = 0; i < m; i++) memset(c + i * ldc, 0, (size_t)n * sizeof *c);
-    /* What is copied must be read often enough: B once per six rows (more pay with AVX2, whose rows of
-     * a tile are half as long), A once per NC columns. */
-    const int copy_b = row && m > (RF_REGISTERS == 32 ? 12 : 64);
+    /* What is copied must be read often enough: A once per NC columns. */
+    const int copy_b = row && FN(copies_columns)(m, k, row);
     const int copy_a = acs != 1 && n > FN(gemm_nc);
     const ptrdiff_t most = acs == 1 ? FN(gemm_kc) : FN(gemm_kt), cuts = (k + most - 1) / most;
-    /* long rows of A may pass from the third cache, for every column block again */
-    const ptrdiff_t parts = acs == 1 && k >= 128 ? m > 0 : (m + FN(gemm_mc) - 1) / FN(gemm_mc);
+    /* long rows of A may pass from the third cache, for every column block again; with a second cache of
+     * 512 kB that is 7 to 10 % slower than reading packed B again for every 256 rows */
+    const ptrdiff_t parts = acs == 1 && k >= 128 && (row || !RF_SHARED) ? m > 0 : (m + FN(gemm_mc) - 1) / FN(gemm_mc);
     for (ptrdiff_t cut = 0, p = 0, kc; cut < cuts; cut++, p += kc) {
         kc = (k - p + cuts - cut - 1) / (cuts - cut);
         const int plus = add || p > 0;

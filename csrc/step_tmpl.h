@@ -141,24 +141,6 @@ RF_INLINE void FN(chain_tile)(const int R, const int G, const int NV, const int 
 }
 
 #if RF_SHARED
-/* C += A B for two vectors of columns; a function of its own: its loop needs all integer registers. */
-static __attribute__((noinline)) void FN(two_vectors)(ptrdiff_t m, ptrdiff_t k, const REAL *a,
-                                                      ptrdiff_t lda, const REAL *b,
-                                                      const REAL *ahead, REAL *c, ptrdiff_t ldc) {
-#define RF_PRODUCT(R)                                                                           \
-    case R:                                                                                     \
-        if (ahead) FN(gemm_tile)(R, 2, VL, k, a, lda, 1, b, RF_TILE, 0, 1, ahead, c, ldc);      \
-        else FN(gemm_tile)(R, 2, VL, k, a, lda, 1, b, RF_TILE, 0, 1, NULL, c, ldc);             \
-        break;
-    switch (m) {
-        RF_PRODUCT(3)
-        RF_PRODUCT(4)
-        RF_PRODUCT(5)
-        RF_PRODUCT(6)
-    }
-#undef RF_PRODUCT
-}
-
 /* A tile of hidden units that begins at j, and a range of the K inputs and hidden units. */
 typedef struct {
     ptrdiff_t j, x0, x1, h0, h1;
@@ -206,7 +188,7 @@ static void FN(part_product)(const int G, const int split, const int wide, const
             ptrdiff_t m;
             for (ptrdiff_t block = q.block, i = 0; block < q.end; block++, i += m, ahead = NULL) {
                 m = FN(block_rows)(q.least, q.larger, block);
-                FN(two_vectors)(m, k, a + (q.b + i) * K + row0, K, w, ahead, to + i * ldz, ldz);
+                FN(two_vectors)(m, k, a + (q.b + i) * K + row0, K, 1, w, 1, ahead, to + i * ldz, ldz);
             }
         }
 }

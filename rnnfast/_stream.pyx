@@ -600,7 +600,8 @@ cdef class Stack:
 
     cdef int check_layout(self) except -1:
         if self.layout != K.layout():
-            raise RuntimeError("the instruction set has changed since this stream packed its weights")
+            raise RuntimeError("the instruction set has changed since this stream packed its "
+                               "weights")
         return 0
 
     cdef void *memory_of(self, object out, Py_ssize_t N) except? NULL:
