@@ -236,15 +236,15 @@ static void KN(rnn_forward)(ptrdiff_t B, ptrdiff_t H, rf_act act, const REAL *a,
                             ptrdiff_t ldy) {
     FN(rnn_units)(B, H, act, a, H, h, H, y, ldy);
 }
-static void KN(rnn_backward)(ptrdiff_t B, ptrdiff_t H, ptrdiff_t first, ptrdiff_t last, rf_act act,
-                             const REAL *h, const REAL *dh, const REAL *dy, ptrdiff_t ldy,
-                             REAL *da) {
-    h += first, dh += first, da += first, dy += dy ? first : 0;
-    for (ptrdiff_t b = 0; b < B; b++, h += H, dh += H, da += H, dy += dy ? ldy : 0)
-        EACH(last - first, {
-            v_t d = LD(dh); /* B1 */
-            if (dy) d = v_add(d, LD(dy));
-            ST(da, v_mul(d, FN(d_act)(act, LD(h)))); /* B2 */
+/* B1, B2 of a block of units, d what comes from the future: rows ldd apart, of the others but dy H. */
+static void FN(rnn_backward_rows)(ptrdiff_t B, ptrdiff_t H, ptrdiff_t units, rf_act act, const REAL *h,
+                                  const REAL *d, ptrdiff_t ldd, const REAL *dy, ptrdiff_t ldy,
+                                  REAL *da) {
+    for (ptrdiff_t b = 0; b < B; b++, h += H, d += ldd, da += H, dy += dy ? ldy : 0)
+        EACH(units, {
+            v_t e = LD(d); /* B1 */
+            if (dy) e = v_add(e, LD(dy));
+            ST(da, v_mul(e, FN(d_act)(act, LD(h)))); /* B2 */
         });
 }
 
@@ -346,8 +346,8 @@ static void KN(lstm_forward)(ptrdiff_t B, ptrdiff_t H, const rf_lstm *opt, REAL 
 RF_INLINE void FN(lstm_backward_rows)(ptrdiff_t B, ptrdiff_t H, ptrdiff_t units, const rf_lstm opt,
                                       const REAL *gates, const REAL *peep, const REAL *c_prev,
                                       const REAL *tanh_c, const REAL *c, const REAL *dh,
-                                      const REAL *dy, ptrdiff_t ldy, const REAL *dcn, REAL *dc,
-                                      REAL *da) {
+                                      ptrdiff_t ldd, const REAL *dy, ptrdiff_t ldy,
+                                      const REAL *dcn, REAL *dc, REAL *da) {
     const ptrdiff_t G = opt.coupled ? 3 : 4;
     const v_t limit = v_set1((REAL)opt.clip), zero = v_zero();
     for (ptrdiff_t b = 0; b < B; b++) {
@@ -390,27 +390,25 @@ RF_INLINE void FN(lstm_backward_rows)(ptrdiff_t B, ptrdiff_t H, ptrdiff_t units,
             }
             ST(dc, e);
         });
-        gates += G * H, c_prev += H, tanh_c += H, dh += H, dc += H, da += G * H;
+        gates += G * H, c_prev += H, tanh_c += H, dh += ldd, dc += H, da += G * H;
         if (c) c += H;
         if (dy) dy += ldy;
         if (dcn) dcn += H;
     }
 }
 
-static void KN(lstm_backward)(ptrdiff_t B, ptrdiff_t H, ptrdiff_t first, ptrdiff_t last,
-                              const rf_lstm *opt, const REAL *gates, const REAL *peephole,
-                              const REAL *c_prev, const REAL *tanh_c, const REAL *c, const REAL *dh,
-                              const REAL *dy, ptrdiff_t ldy, REAL *dc, REAL *da) {
+/* B1 to B5 of a block of units; d as in rnn_backward_rows. */
+static void FN(lstm_backward_units)(ptrdiff_t B, ptrdiff_t H, ptrdiff_t units, const rf_lstm *opt,
+                                    const REAL *gates, const REAL *peep, const REAL *c_prev,
+                                    const REAL *tanh_c, const REAL *c, const REAL *d, ptrdiff_t ldd,
+                                    const REAL *dy, ptrdiff_t ldy, REAL *dc, REAL *da) {
     const rf_lstm plain = {{RF_SIGMOID, 0, 0}, 0, 0};
-    const ptrdiff_t j = first, n = last - first;
-    gates += j, c_prev += j, tanh_c += j, dh += j, dc += j, da += j;
-    dy += dy ? j : 0;
-    if (FN(lstm_is_plain)(opt, peephole))
-        FN(lstm_backward_rows)(B, H, n, plain, gates, NULL, c_prev, tanh_c, NULL, dh, dy, ldy, NULL,
-                               dc, da);
+    if (FN(lstm_is_plain)(opt, peep))
+        FN(lstm_backward_rows)(B, H, units, plain, gates, NULL, c_prev, tanh_c, NULL, d, ldd, dy, ldy,
+                               NULL, dc, da);
     else
-        FN(lstm_backward_rows)(B, H, n, *opt, gates, peephole ? peephole + j : NULL, c_prev, tanh_c,
-                               c ? c + j : NULL, dh, dy, ldy, NULL, dc, da);
+        FN(lstm_backward_rows)(B, H, units, *opt, gates, peep, c_prev, tanh_c, c, d, ldd, dy, ldy, NULL,
+                               dc, da);
 }
 
 /* ---- GRU ------------------------------------------------------------------------------------ */
@@ -470,18 +468,18 @@ static void KN(gru_forward)(ptrdiff_t B, ptrdiff_t H, rf_act gate, REAL *a, cons
     }
 }
 
-static void KN(gru_backward)(ptrdiff_t B, ptrdiff_t H, ptrdiff_t first, ptrdiff_t last, rf_act gate,
-                             const REAL *gates, const REAL *u, const REAL *h_prev, REAL *dh,
-                             const REAL *dy, ptrdiff_t ldy, REAL *dax, REAL *dah) {
+/* B1 to B4 of a block of units; d as in rnn_backward_rows, may be dh. */
+static void FN(gru_backward_rows)(ptrdiff_t B, ptrdiff_t H, ptrdiff_t units, rf_act gate,
+                                  const REAL *gates, const REAL *u, const REAL *h_prev, const REAL *d0,
+                                  ptrdiff_t ldd, REAL *dh, const REAL *dy, ptrdiff_t ldy, REAL *dax,
+                                  REAL *dah) {
     const v_t one = v_set1(1);
-    gates += first, u += first, h_prev += first, dh += first, dax += first, dah += first;
-    dy += dy ? first : 0;
     for (ptrdiff_t b = 0; b < B; b++) {
         const REAL *gr = gates, *gz = gates + H, *gn = gates + 2 * H;
         REAL *xr = dax, *xz = dax + H, *xn = dax + 2 * H;
         REAL *hr = dah, *hz = dah + H, *hn = dah + 2 * H;
-        EACH(last - first, {
-            v_t d = LD(dh); /* B1 */
+        EACH(units, {
+            v_t d = LD(d0); /* B1 */
             if (dy) d = v_add(d, LD(dy));
             const v_t r = LD(gr);
             const v_t z = LD(gz);
@@ -497,7 +495,7 @@ static void KN(gru_backward)(ptrdiff_t B, ptrdiff_t H, ptrdiff_t first, ptrdiff_
             ST(hn, v_mul(an, r));
             ST(dh, v_mul(d, z)); /* B4 */
         });
-        gates += 3 * H, u += H, h_prev += H, dh += H, dax += 3 * H, dah += 3 * H;
+        gates += 3 * H, u += H, h_prev += H, d0 += ldd, dh += H, dax += 3 * H, dah += 3 * H;
         if (dy) dy += ldy;
     }
 }
@@ -543,16 +541,17 @@ static void KN(gru_before_output)(ptrdiff_t B, ptrdiff_t H, REAL *a, REAL *h, RE
                                   ptrdiff_t ldy) {
     FN(gru_before_output_rows)(B, H, a + 2 * H, 3 * H, a + H, a + 2 * H, 3 * H, h, h, H, y, ldy);
 }
-static void KN(gru_before_backward_output)(ptrdiff_t B, ptrdiff_t H, ptrdiff_t first, ptrdiff_t last,
-                                           rf_act gate, const REAL *gates, const REAL *h_prev,
-                                           REAL *dh, const REAL *dy, ptrdiff_t ldy, REAL *da) {
+/* B1, B2, B4 of a block of units; d as in rnn_backward_rows, may be dh. */
+static void FN(gru_before_output_backward)(ptrdiff_t B, ptrdiff_t H, ptrdiff_t units, rf_act gate,
+                                           const REAL *gates, const REAL *h_prev, const REAL *d0,
+                                           ptrdiff_t ldd, REAL *dh, const REAL *dy, ptrdiff_t ldy,
+                                           REAL *da) {
     const v_t one = v_set1(1);
-    gates += first, h_prev += first, dh += first, da += first, dy += dy ? first : 0;
     for (ptrdiff_t b = 0; b < B; b++) {
         const REAL *gz = gates + H, *gn = gates + 2 * H;
         REAL *az = da + H, *an = da + 2 * H;
-        EACH(last - first, {
-            v_t d = LD(dh); /* B1 */
+        EACH(units, {
+            v_t d = LD(d0); /* B1 */
             if (dy) d = v_add(d, LD(dy));
             const v_t z = LD(gz);
             const v_t n = LD(gn);
@@ -560,18 +559,18 @@ static void KN(gru_before_backward_output)(ptrdiff_t B, ptrdiff_t H, ptrdiff_t f
             ST(az, v_mul(v_mul(d, v_sub(LD(h_prev), n)), FN(d_act)(gate, z)));
             ST(dh, v_mul(d, z)); /* B4 */
         });
-        gates += 3 * H, h_prev += H, dh += H, da += 3 * H;
+        gates += 3 * H, h_prev += H, d0 += ldd, dh += H, da += 3 * H;
         if (dy) dy += ldy;
     }
 }
-static void KN(gru_before_backward_gates)(ptrdiff_t B, ptrdiff_t H, ptrdiff_t first, ptrdiff_t last,
-                                          rf_act gate, const REAL *gates, const REAL *h_prev,
-                                          const REAL *drh, REAL *dh, REAL *da) {
-    gates += first, h_prev += first, drh += first, dh += first, da += first;
-    for (ptrdiff_t b = 0; b < B; b++, gates += 3 * H, h_prev += H, drh += H, dh += H, da += 3 * H)
-        EACH(last - first, {
+/* B3, B4 of a block of units, from d = dE/d(r h) as in rnn_backward_rows. */
+static void FN(gru_before_gates_backward)(ptrdiff_t B, ptrdiff_t H, ptrdiff_t units, rf_act gate,
+                                          const REAL *gates, const REAL *h_prev, const REAL *d,
+                                          ptrdiff_t ldd, REAL *dh, REAL *da) {
+    for (ptrdiff_t b = 0; b < B; b++, gates += 3 * H, h_prev += H, d += ldd, dh += H, da += 3 * H)
+        EACH(units, {
             const v_t r = LD(gates);
-            const v_t q = LD(drh);
+            const v_t q = LD(d);
             ST(da, v_mul(v_mul(q, LD(h_prev)), FN(d_act)(gate, r))); /* B3 */
             ST(dh, v_fma(q, r, LD(dh)));
         });
@@ -826,8 +825,8 @@ static void KN(lstm_norm_backward)(ptrdiff_t B, ptrdiff_t H, const rf_lstm *opt,
             ST(dcn, v_mul(v_mul(d, LD(o)), FN(d_tanh)(LD(tanh_c))));
         });
         KN(layer_norm_backward)(1, H, dcn, gain_c, chat, c_rstd + b, dce);
-        FN(lstm_backward_rows)(1, H, H, *opt, gates, peephole, c_prev, tanh_c, c, dh, dy, ldy, dce,
-                               dc, da);
+        FN(lstm_backward_rows)(1, H, H, *opt, gates, peephole, c_prev, tanh_c, c, dh, H, dy, ldy,
+                               dce, dc, da);
         KN(layer_norm_backward)(1, W, da, gain_hh, hhat, h_rstd + b, dah);
         gates += W, c_prev += H, tanh_c += H, hhat += W, chat += H, dh += H;
         dcn += H, dce += H, dc += H, da += W, dah += W;
@@ -857,7 +856,7 @@ static void KN(gru_norm_backward)(ptrdiff_t B, ptrdiff_t H, rf_act gate, const R
                                   const REAL *hhat, const REAL *h_rstd, REAL *dh, const REAL *dy,
                                   ptrdiff_t ldy, REAL *dax, REAL *dah, REAL *dm) {
     for (ptrdiff_t b = 0; b < B; b++) {
-        KN(gru_backward)(1, H, 0, H, gate, gates, u, h_prev, dh, dy, ldy, dax, dah);
+        FN(gru_backward_rows)(1, H, H, gate, gates, u, h_prev, dh, H, dh, dy, ldy, dax, dah);
         KN(layer_norm_backward)(1, 3 * H, dah, gain_hh, hhat, h_rstd + b, dm);
         gates += 3 * H, u += H, h_prev += H, hhat += 3 * H, dh += H;
         dax += 3 * H, dah += 3 * H, dm += 3 * H;
@@ -918,25 +917,29 @@ RF_UNROLL
 }
 
 #if RF_SHARED
-/* 3 to 6 rows by two vectors of columns in a panel; a function of its own: its loop needs all integer
- * registers. acs: 1, or m where the rows lie side by side (ars = 1). */
-static RF_ONCE void FN(two_vectors)(ptrdiff_t m, ptrdiff_t k, const REAL *a, ptrdiff_t ars,
-                                    ptrdiff_t acs, const REAL *b, int add, const REAL *ahead, REAL *c,
-                                    ptrdiff_t ldc) {
-#define RF_PRODUCT(R)                                                                             \
-    case R:                                                                                       \
-        if (acs > 1) FN(gemm_tile)(R, 2, VL, k, a, 1, R, b, RF_PANEL, 0, add, NULL, c, ldc);      \
-        else if (ahead) FN(gemm_tile)(R, 2, VL, k, a, ars, 1, b, RF_PANEL, 0, 1, ahead, c, ldc);  \
-        else FN(gemm_tile)(R, 2, VL, k, a, ars, 1, b, RF_PANEL, 0, add, NULL, c, ldc);            \
-        break;
-    switch (m) {
-        RF_PRODUCT(3)
-        RF_PRODUCT(4)
-        RF_PRODUCT(5)
-        RF_PRODUCT(6)
+/* 3 to 6 rows by one or two vectors of columns in a panel; functions of their own: their loops need all
+ * integer registers. acs: 1, or m where the rows lie side by side (ars = 1). */
+#define RF_VECTORS(name, NV)                                                                      \
+    static RF_ONCE void FN(name)(ptrdiff_t m, ptrdiff_t k, const REAL *a, ptrdiff_t ars,          \
+                                 ptrdiff_t acs, const REAL *b, int add, const REAL *ahead, REAL *c, \
+                                 ptrdiff_t ldc) {                                                 \
+        switch (m) {                                                                              \
+            RF_PRODUCT(3, NV)                                                                     \
+            RF_PRODUCT(4, NV)                                                                     \
+            RF_PRODUCT(5, NV)                                                                     \
+            RF_PRODUCT(6, NV)                                                                     \
+        }                                                                                         \
     }
+#define RF_PRODUCT(R, NV)                                                                         \
+    case R:                                                                                       \
+        if (acs > 1) FN(gemm_tile)(R, NV, VL, k, a, 1, R, b, RF_PANEL, 0, add, NULL, c, ldc);     \
+        else if (ahead) FN(gemm_tile)(R, NV, VL, k, a, ars, 1, b, RF_PANEL, 0, add, ahead, c, ldc); \
+        else FN(gemm_tile)(R, NV, VL, k, a, ars, 1, b, RF_PANEL, 0, add, NULL, c, ldc);           \
+        break;
+RF_VECTORS(one_vector, 1)
+RF_VECTORS(two_vectors, 2)
 #undef RF_PRODUCT
-}
+#undef RF_VECTORS
 #define RF_TWO_VECTORS(...) FN(two_vectors)(__VA_ARGS__)
 #else
 #define RF_TWO_VECTORS(...)

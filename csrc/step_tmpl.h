@@ -3,10 +3,11 @@
  * chain of fma; then the gates are applied to the tile while it is in the nearest cache. Which tile
  * an element falls into changes nothing in its chain. */
 
-/* Where the chains begin and what they run over; see kernels.inc. dense: the rows of a tile are to lie
- * side by side, H units each. fetch: there are more weights than the second cache holds. */
+/* Where the chains begin and what they run over; see kernels.inc. Rows of x lie `inputs` apart, of h ldh.
+ * dense: the rows of a tile are to lie side by side, H units each. fetch: there are more weights than
+ * the second cache holds. */
 typedef struct {
-    ptrdiff_t n, H, inputs, P, lds;
+    ptrdiff_t n, H, inputs, P, ldh, lds;
     const REAL *x, *wx, *start, *h, *wh, *bias_n;
     int dense, fetch;
 } FN(chain);
@@ -32,11 +33,11 @@ enum { FN(chain_rows) = 6, FN(chain_size) = RF_TOGETHER * 24 * VL };
  * inputs of R rows. To fetch, with AVX-512: what comes 8 p later into the first cache, and a line of
  * the next tile into the second, of which each block of rows fetches another part. Where the weights
  * are near, that costs 4 to 8 % for nothing; AVX2 on Zen 3 lost 17 % by it where they are far. */
-#define RF_CHAIN(k, a, packed, last)                                                          \
+#define RF_CHAIN(k, a, lda, packed, last)                                                       \
     do {                                                                                      \
-        const ptrdiff_t K = (k), wide = G == 1 ? RF_PANEL : RF_TILE;                           \
+        const ptrdiff_t K = (k), row = (lda), wide = G == 1 ? RF_PANEL : RF_TILE;              \
         const ptrdiff_t line = RF_SHARED ? wide : G * wide, gate = RF_SHARED ? wide * K : wide; \
-        const REAL *ap = (a) + b * K, *lower = ap + 3 * K, *mp[8];                             \
+        const REAL *ap = (a) + b * row, *lower = ap + 3 * row, *mp[8];                         \
         RF_UNROLL for (int v = 0; v < NV; v++)                                                \
             mp[v] = (packed) + first * gate                                                   \
                     + (NV * VL <= RF_TILE ? j / wide * wide * K * G + j % wide + v * VL       \
@@ -73,7 +74,7 @@ enum { FN(chain_rows) = 6, FN(chain_size) = RF_TOGETHER * 24 * VL };
         }                                                                                     \
         RF_UNROLL for (int v = 0; v < NV; v++) mp[v] += line;                                 \
     }
-#define RF_ROW(r) ((r) < 3 ? ap[(r) * K] : lower[((r) - 3) * K])
+#define RF_ROW(r) ((r) < 3 ? ap[(r) * row] : lower[((r) - 3) * row])
 #define RF_CHAIN_FMA(last)                                                                    \
     do {                                                                                      \
         const int to = first + g == 2 ? (last) : g;                                           \
@@ -104,8 +105,8 @@ RF_UNROLL
                     from += (b + r) * s->lds + (g == Q ? 2 : first + g) * s->H + j + v * VL;
                 acc[g][r][v] = FN(beginning)(from, v < NV - 1 ? VL : w);
             }
-    if (s->wx) RF_CHAIN(s->inputs, s->x, s->wx, apart ? Q : n);
-    RF_CHAIN(s->P, s->h, s->wh, n);
+    if (s->wx) RF_CHAIN(s->inputs, s->x, s->inputs, s->wx, apart ? Q : n);
+    RF_CHAIN(s->P, s->h, s->ldh, s->wh, n);
 }
 #undef RF_CHAIN
 #undef RF_CHAIN_LOOP
@@ -172,13 +173,13 @@ typedef struct {
     ptrdiff_t block, end, b, least, larger;
 } FN(blocks);
 
-/* Adds k of one operand to a part's pre-activations z, whose gates lie `wide` apart: rows row0.. of the
- * panels in `packed`, of K rows, times columns of a, as far as `row` into the part. A panel is in the
- * first cache while all rows pass. */
+/* Adds k of one operand to a part's pre-activations z, or, not `add`, puts them there; gates lie `wide`
+ * apart: rows row0.. of the panels in `packed`, of K rows, times columns of a, as far as `row` into the
+ * part. A panel is in the first cache while all rows pass. */
 static void FN(part_product)(const int G, const int split, const int wide, const FN(chain) *s,
                              ptrdiff_t j, ptrdiff_t row, const FN(part) *next, FN(blocks) q,
-                             ptrdiff_t k, const REAL *a, ptrdiff_t K, const REAL *packed,
-                             ptrdiff_t row0, REAL *z, ptrdiff_t ldz) {
+                             ptrdiff_t k, const REAL *a, ptrdiff_t lda, ptrdiff_t K,
+                             const REAL *packed, ptrdiff_t row0, int add, REAL *z, ptrdiff_t ldz) {
     for (int g = 0; g < G; g++)
         for (ptrdiff_t v = 0; v < wide; v += 2 * VL) {
             const ptrdiff_t in = v % RF_TILE;
@@ -188,32 +189,42 @@ static void FN(part_product)(const int G, const int split, const int wide, const
             ptrdiff_t m;
             for (ptrdiff_t block = q.block, i = 0; block < q.end; block++, i += m, ahead = NULL) {
                 m = FN(block_rows)(q.least, q.larger, block);
-                FN(two_vectors)(m, k, a + (q.b + i) * K + row0, K, 1, w, 1, ahead, to + i * ldz, ldz);
+                if (G == 1 && v + VL == wide)
+                    FN(one_vector)(m, k, a + (q.b + i) * lda + row0, lda, 1, w, add, ahead,
+                                   to + i * ldz, ldz);
+                else
+                    FN(two_vectors)(m, k, a + (q.b + i) * lda + row0, lda, 1, w, add, ahead,
+                                    to + i * ldz, ldz);
             }
         }
 }
 
-/* A part's pre-activations in z, whose gates lie `wide` apart; returns the number of rows. */
-static ptrdiff_t FN(shared_tile)(const int G, const int split, const int wide, FN(part) p,
-                                 FN(part) next, FN(blocks) q, const FN(chain) *s, REAL *z,
+/* A part's pre-activations of `units` units in z, whose gates lie `wide` apart; returns the number of
+ * rows. */
+static ptrdiff_t FN(shared_tile)(const int G, const int split, const int wide, ptrdiff_t units,
+                                 FN(part) p, FN(part) next, FN(blocks) q, const FN(chain) *s, REAL *z,
                                  ptrdiff_t ldz) {
     const ptrdiff_t x_k = p.x1 - p.x0, h_k = p.h1 - p.h0;
+    const int begins = p.x0 + p.h0 == 0, add = !begins || split || s->start;
     ptrdiff_t n = 0;
     for (ptrdiff_t block = q.block; block < q.end; block++)
         n += FN(block_rows)(q.least, q.larger, block);
-    for (ptrdiff_t r = 0; r < n && p.x0 + p.h0 == 0; r++)
+    for (ptrdiff_t r = 0; r < n && begins && add; r++)
         for (int g = 0; g < G + split; g++) {
             const REAL *from = s->start;
             if (split && g == 2) from = s->bias_n ? s->bias_n + p.j : NULL;
             else if (from) from += (q.b + r) * s->lds + (g == 3 && split ? 2 : g) * s->H + p.j;
             for (int v = 0; v < wide; v += VL)
-                v_store(z + r * ldz + g * wide + v, from ? v_load(from + v) : v_zero());
+                v_store(z + r * ldz + g * wide + v,
+                        FN(beginning)(v < units && from ? from + v : NULL,
+                                      units - v < VL ? units - v : VL));
         }
     if (x_k)
-        FN(part_product)(G, split, wide, s, p.j, 0, &next, q, x_k, s->x, s->inputs, s->wx, p.x0, z,
-                         ldz);
+        FN(part_product)(G, split, wide, s, p.j, 0, &next, q, x_k, s->x, s->inputs, s->inputs, s->wx,
+                         p.x0, add, z, ldz);
     if (h_k)
-        FN(part_product)(G, 0, wide, s, p.j, x_k, &next, q, h_k, s->h, s->P, s->wh, p.h0, z, ldz);
+        FN(part_product)(G, 0, wide, s, p.j, x_k, &next, q, h_k, s->h, s->ldh, s->P, s->wh, p.h0,
+                         add || x_k, z, ldz);
     return n;
 }
 #endif
@@ -238,7 +249,7 @@ static ptrdiff_t FN(shared_tile)(const int G, const int split, const int wide, F
 #endif
 
 #define RF_CHAIN_FUNCTION(name, G, split, NV1, NV2, NV3, NV4)                                  \
-    static void FN(name)(ptrdiff_t rows, int wide, ptrdiff_t w, const FN(chain) *s,            \
+    static void FN(name)(ptrdiff_t rows, int size, ptrdiff_t w, const FN(chain) *s,            \
                          ptrdiff_t follow, ptrdiff_t block, ptrdiff_t b, ptrdiff_t j,         \
                          REAL *z, ptrdiff_t ldz, ptrdiff_t ldg) {                              \
         switch (rows) {                                                                        \
@@ -254,8 +265,10 @@ static ptrdiff_t FN(shared_tile)(const int G, const int split, const int wide, F
     }
 #define RF_ROWS(R, G, NV, split)                                                               \
     case R:                                                                                    \
-        if (wide && NV > 1 && !(RF_SHARED && R > 3))                                           \
+        if (size == 2 && NV > 1 && !(RF_SHARED && R > 3))                                      \
             FN(chain_tile)(R, G, NV, split, VL, s, follow, block, b, j, z, ldz, ldg);          \
+        else if (size == 1 && NV > 2)                                                          \
+            FN(chain_tile)(R, G, 2, split, VL, s, follow, block, b, j, z, ldz, ldg);           \
         else if (w == VL)                                                                      \
             FN(chain_tile)(R, G, 1, split, VL, s, follow, block, b, j, z, ldz, ldg);           \
         else FN(chain_tile)(R, G, 1, split, w, s, follow, block, b, j, z, ldz, ldg);           \
@@ -284,7 +297,8 @@ RF_CHAINS(chain4, 4, 0, RF_NV4)
 /* Runs its body for `rows` rows from b and `units` units from j, their pre-activations in z, rows
  * ldz and gates ldg apart. Row blocks are inside: a tile's weights stay near while they pass; the
  * gates of several blocks are applied together, which is for layers of few units: with 8 a step is
- * 1.14 times as fast, with many no different. `back`: from the last tile to the first, so that a step
+ * 1.14 times as fast, with many no different. Where a tile has more than two vectors, what is left of the
+ * units goes in twos. `back`: from the last tile to the first, so that a step
  * begins with the weights that the step before it, which went forth, has left in the caches. */
 #undef RF_SHARED_TILE
 #if RF_SHARED
@@ -295,7 +309,8 @@ RF_CHAINS(chain4, 4, 0, RF_NV4)
     for (ptrdiff_t cut = 0; cut < cuts; cut++) {                                               \
         const int end_of_tile = cut + 1 == cuts;                                               \
         rows = FN(shared_tile)(                                                                \
-            FN(name##_products), FN(name##_gates) - FN(name##_products), (int)ldw,             \
+            FN(name##_products), FN(name##_gates) - FN(name##_products),                       \
+            (int)(units < ldw ? (units + VL - 1) / VL * VL : ldw), units,                      \
             FN(part_of)(s, j, cut, cuts),                                                      \
             FN(part_of)(s, end_of_tile ? follow : j, end_of_tile ? 0 : cut + 1, cuts), q, (s), z, \
             ldz);                                                                              \
@@ -311,30 +326,37 @@ RF_CHAINS(chain4, 4, 0, RF_NV4)
         const ptrdiff_t n = (s)->n, blocks = (n + FN(chain_rows) - 1) / FN(chain_rows);         \
         const ptrdiff_t least = blocks ? n / blocks : 0, larger = blocks ? n % blocks : 0;      \
         const ptrdiff_t ldw = FN(name##_nv)(blocks == 1 ? n : FN(chain_rows) + 1) * VL;         \
-        const ptrdiff_t wides = ldw > VL ? ((to) - (from)) / ldw : 0;                           \
-        const ptrdiff_t tiles = wides + ((to) - (from) - wides * ldw + VL - 1) / VL;            \
+        /* an RNN's shared tile may have fewer units, if more than a vector */                 \
+        const ptrdiff_t fewer = RF_SHARED && FN(name##_products) == 1 && n > 3 ? ldw - VL - 1 : 0; \
+        const ptrdiff_t wides = ldw > VL ? ((to) - (from) + fewer) / ldw : 0;                   \
+        const ptrdiff_t rest = (to) - (from) - wides * ldw, left = rest > 0 ? rest : 0;         \
+        const ptrdiff_t pairs = ldw > 2 * VL ? left / (2 * VL) : 0;                             \
+        const ptrdiff_t tiles = wides + pairs + (left - pairs * 2 * VL + VL - 1) / VL;          \
         for (ptrdiff_t i = 0; i < tiles; i++) {                                                \
             const ptrdiff_t tile = (back) ? tiles - 1 - i : i;                                  \
-            const int wide = tile < wides;                                                     \
-            const ptrdiff_t ldg = wide         ? ldw                                           \
+            const ptrdiff_t more = tile - wides, single = more < pairs ? 0 : more - pairs;      \
+            const int size = more < 0 ? 2 : more < pairs; /* 0: one vector */                  \
+            const ptrdiff_t ldg = size == 2    ? ldw                                           \
+                                  : size       ? 2 * VL                                        \
                                   : (s)->dense ? RF_TOGETHER * FN(chain_rows) * VL             \
                                                : VL;                                           \
             const ptrdiff_t ldz = (s)->dense ? (s)->H : FN(name##_gates) * ldg;                \
-            const ptrdiff_t j = (from) + (wide ? tile * ldw : wides * ldw + (tile - wides) * VL); \
+            const ptrdiff_t j = (from) + (size == 2 ? tile * ldw                               \
+                                                    : wides * ldw + (more + (more - single)) * VL); \
             const ptrdiff_t units = (to) - j < ldg ? (to) - j : ldg;                            \
             /* the tile after this one; none: itself, as a prefetch of an unmapped page is slow */ \
             const ptrdiff_t follow = i + 1 == tiles ? j : (back) ? j - VL : j + ldg;            \
             for (ptrdiff_t done = 0, b = 0, rows; done < blocks; done += RF_TOGETHER, b += rows) { \
                 const ptrdiff_t end = done + RF_TOGETHER < blocks ? done + RF_TOGETHER : blocks; \
                 rows = 0;                                                                      \
-                if (RF_SHARED && wide && n > 3) {                                              \
+                if (RF_SHARED && size == 2 && n > 3) {                                         \
                     RF_SHARED_TILE(name, s)                                                    \
                 } else {                                                                       \
                     for (ptrdiff_t block = done; block < end; block++) {                       \
-                        const ptrdiff_t more = FN(block_rows)(least, larger, block);           \
-                        FN(name)(more, wide, units < VL ? units : VL, (s), follow, block,      \
+                        const ptrdiff_t m_rows = FN(block_rows)(least, larger, block);         \
+                        FN(name)(m_rows, size, units < VL ? units : VL, (s), follow, block,    \
                                  b + rows, j, z + rows * ldz, ldz, ldg);                       \
-                        rows += more;                                                          \
+                        rows += m_rows;                                                        \
                     }                                                                          \
                 }                                                                              \
                 __VA_ARGS__                                                                    \
@@ -365,7 +387,7 @@ static void KN(rnn_step)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first, ptrdiff_t la
                          rf_act act, ptrdiff_t inputs, const REAL *x, const REAL *wx, const REAL *start,
                          ptrdiff_t lds, ptrdiff_t P, const REAL *h, const REAL *wh, REAL *out,
                          REAL *y, ptrdiff_t ldy) {
-    const FN(chain) s = {n, H, inputs, P, lds, x, wx, start, h, wh, NULL,
+    const FN(chain) s = {n, H, inputs, P, P, lds, x, wx, start, h, wh, NULL,
                          FN(is_dense)(n, H, first, last), FN(is_far)(1, H, wx ? inputs : 0, P)};
     RF_EACH_TILE(chain1, &s, first, last, back, {
         REAL *const h_t = out + b * H + j;
@@ -384,7 +406,7 @@ static void KN(lstm_step)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first, ptrdiff_t l
                           const REAL *start, ptrdiff_t lds, ptrdiff_t P, const REAL *h,
                           const REAL *wh, const REAL *peephole, REAL *c, REAL *gates,
                           REAL *tanh_c, REAL *out, REAL *y, ptrdiff_t ldy) {
-    const FN(chain) s = {n, H, inputs, P, lds, x, wx, start, h, wh, NULL,
+    const FN(chain) s = {n, H, inputs, P, P, lds, x, wx, start, h, wh, NULL,
                          !peephole && FN(is_dense)(n, H, first, last),
                          FN(is_far)(opt->coupled ? 3 : 4, H, wx ? inputs : 0, P)};
 #define RF_LSTM_UNITS(G)                                                                       \
@@ -411,7 +433,7 @@ static void KN(gru_step)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first, ptrdiff_t la
                          rf_act gate, ptrdiff_t inputs, const REAL *x, const REAL *wx, const REAL *start,
                          ptrdiff_t lds, const REAL *bias_n, const REAL *hm, const REAL *wh,
                          const REAL *h, REAL *gates, REAL *u, REAL *out, REAL *y, ptrdiff_t ldy) {
-    const FN(chain) s = {n, H, inputs, H, lds, x, wx, start, hm, wh, bias_n,
+    const FN(chain) s = {n, H, inputs, H, H, lds, x, wx, start, hm, wh, bias_n,
                          FN(is_dense)(n, H, first, last), FN(is_far)(3, H, wx ? inputs : 0, H)};
     RF_EACH_TILE(chain3_split, &s, first, last, back, {
         const ptrdiff_t at = b * H + j;
@@ -436,7 +458,7 @@ static void KN(gru_before_gates_step)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first,
                                       const REAL *wx, const REAL *start, ptrdiff_t lds,
                                       const REAL *h, const REAL *wh, REAL *rt, REAL *zt,
                                       ptrdiff_t ldr, REAL *rh) {
-    const FN(chain) s = {n, H, inputs, H, lds, x, wx, start, h, wh, NULL,
+    const FN(chain) s = {n, H, inputs, H, H, lds, x, wx, start, h, wh, NULL,
                          FN(is_dense)(n, H, first, last), FN(is_far)(2, H, wx ? inputs : 0, H)};
     RF_EACH_TILE(chain2, &s, first, last, back, {
         const ptrdiff_t at = b * H + j;
@@ -459,12 +481,98 @@ static void KN(gru_before_output_step)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first
                                        const REAL *start, ptrdiff_t lds, const REAL *rh,
                                        const REAL *wh, const REAL *zt, REAL *nt, ptrdiff_t ldr,
                                        const REAL *h, REAL *out, REAL *y, ptrdiff_t ldy) {
-    const FN(chain) s = {n, H, inputs, H, lds, x, wx, start, rh, wh, NULL, 0,
+    const FN(chain) s = {n, H, inputs, H, H, lds, x, wx, start, rh, wh, NULL, 0,
                          FN(is_far)(1, H, wx ? inputs : 0, H)};
     RF_EACH_TILE(chain1, &s, first, last, back, {
         FN(gru_before_output_rows)(rows, units, z, ldz, zt + b * ldr + j,
                                    nt ? nt + b * ldr + j : NULL, ldr, h + b * H + j,
                                    out + b * H + j, H, y ? y + b * ldy + j : NULL, ldy);
+    });
+}
+
+/* ---- a step of BPTT: the product that dE/dh waits for, then the gates -------------------------- */
+
+/* Runs its body for `rows` rows from b and `units` units from j with what comes from the future in d, rows
+ * ldd apart: for the first m of n rows begin + a W, chains of k, else what `other` holds. */
+#ifndef RF_FROM_FUTURE
+#define RF_FROM_FUTURE(begin, other, ...)                                                      \
+    do {                                                                                       \
+        if (m > 0) {                                                                           \
+            const FN(chain) s = {m, H, 0, k, lda, H, NULL, NULL, (begin), a, w, NULL, 0,       \
+                                 FN(is_far)(1, H, 0, k)};                                      \
+            RF_EACH_TILE(chain1, &s, first, last, back, {                                      \
+                const REAL *const d = z;                                                       \
+                const ptrdiff_t ldd = ldz;                                                     \
+                __VA_ARGS__                                                                    \
+            });                                                                                \
+        }                                                                                      \
+        if (m < n) {                                                                           \
+            const ptrdiff_t b = m, rows = n - m, j = first, units = last - first, ldd = H;     \
+            const REAL *const d = (other) + b * H + j;                                         \
+            __VA_ARGS__                                                                        \
+        }                                                                                      \
+    } while (0)
+#endif
+
+static void KN(rnn_backward)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first, ptrdiff_t last, int back,
+                             ptrdiff_t m, ptrdiff_t k, const REAL *a, ptrdiff_t lda, const REAL *w,
+                             rf_act act, const REAL *h, const REAL *dh, const REAL *dy,
+                             ptrdiff_t ldy, REAL *da) {
+    RF_FROM_FUTURE(NULL, dh, {
+        FN(rnn_backward_rows)(rows, H, units, act, h + b * H + j, d, ldd,
+                              dy ? dy + b * ldy + j : NULL, ldy, da + b * H + j);
+    });
+}
+
+static void KN(lstm_backward)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first, ptrdiff_t last, int back,
+                              ptrdiff_t m, ptrdiff_t k, const REAL *a, ptrdiff_t lda, const REAL *w,
+                              const rf_lstm *opt, const REAL *gates, const REAL *peephole,
+                              const REAL *c_prev, const REAL *tanh_c, const REAL *c, const REAL *dh,
+                              const REAL *dy, ptrdiff_t ldy, REAL *dc, REAL *da) {
+    const ptrdiff_t G = opt->coupled ? 3 : 4;
+    RF_FROM_FUTURE(NULL, dh, {
+        const ptrdiff_t at = b * H + j;
+        FN(lstm_backward_units)(rows, H, units, opt, gates + b * G * H + j,
+                                peephole ? peephole + j : NULL, c_prev + at, tanh_c + at,
+                                c ? c + at : NULL, d, ldd, dy ? dy + b * ldy + j : NULL, ldy, dc + at,
+                                da + b * G * H + j);
+    });
+}
+
+static void KN(gru_backward)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first, ptrdiff_t last, int back,
+                             ptrdiff_t m, ptrdiff_t k, const REAL *a, ptrdiff_t lda, const REAL *w,
+                             rf_act gate, const REAL *gates, const REAL *u, const REAL *h_prev,
+                             REAL *dh, const REAL *dy, ptrdiff_t ldy, REAL *dax, REAL *dah) {
+    RF_FROM_FUTURE(dh, dh, {
+        const ptrdiff_t at = b * H + j;
+        const ptrdiff_t gate_at = b * 3 * H + j;
+        FN(gru_backward_rows)(rows, H, units, gate, gates + gate_at, u + at, h_prev + at, d, ldd, dh + at,
+                              dy ? dy + b * ldy + j : NULL, ldy, dax + gate_at, dah + gate_at);
+    });
+}
+
+static void KN(gru_before_backward_output)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first, ptrdiff_t last,
+                                           int back, ptrdiff_t m, ptrdiff_t k, const REAL *a,
+                                           ptrdiff_t lda, const REAL *w, rf_act gate,
+                                           const REAL *gates, const REAL *h_prev, REAL *dh,
+                                           const REAL *dy, ptrdiff_t ldy, REAL *da) {
+    RF_FROM_FUTURE(dh, dh, {
+        const ptrdiff_t at = b * H + j;
+        const ptrdiff_t gate_at = b * 3 * H + j;
+        FN(gru_before_output_backward)(rows, H, units, gate, gates + gate_at, h_prev + at, d, ldd,
+                                       dh + at, dy ? dy + b * ldy + j : NULL, ldy, da + gate_at);
+    });
+}
+
+static void KN(gru_before_backward_gates)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first, ptrdiff_t last,
+                                          int back, ptrdiff_t m, ptrdiff_t k, const REAL *a,
+                                          ptrdiff_t lda, const REAL *w, rf_act gate,
+                                          const REAL *gates, const REAL *h_prev, const REAL *drh,
+                                          REAL *dh, REAL *da) {
+    RF_FROM_FUTURE(NULL, drh, {
+        const ptrdiff_t at = b * H + j;
+        FN(gru_before_gates_backward)(rows, H, units, gate, gates + b * 3 * H + j, h_prev + at, d, ldd,
+                                      dh + at, da + b * 3 * H + j);
     });
 }
 
@@ -513,7 +621,7 @@ static void KN(gru_before_output_step)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first
 static void KN(rnn_steps)(ptrdiff_t T, ptrdiff_t H, rf_act act, ptrdiff_t inputs, const REAL *x,
                           ptrdiff_t ldx, const REAL *wx, const REAL *start, ptrdiff_t lds, REAL *h,
                           const REAL *wh, REAL *y, ptrdiff_t ldy) {
-    FN(chain) s = {1, H, inputs, H, lds, x, wx, start, h, wh, NULL, 0, 0};
+    FN(chain) s = {1, H, inputs, H, H, lds, x, wx, start, h, wh, NULL, 0, 0};
 #define RF_STEPS(f)                                                                            \
     RF_EACH_STEP(T, H, s, ldx, y, ldy, {                                                       \
         v_t z[4][6][8];                                                                        \
@@ -558,7 +666,7 @@ static void KN(lstm_steps)(ptrdiff_t T, ptrdiff_t H, const rf_lstm *opt, ptrdiff
                            const REAL *x, ptrdiff_t ldx, const REAL *wx, const REAL *start,
                            ptrdiff_t lds, REAL *h, const REAL *wh, const REAL *peephole, REAL *c,
                            REAL *y, ptrdiff_t ldy) {
-    const FN(chain) s = {1, H, inputs, H, lds, x, wx, start, h, wh, NULL, 0, 0};
+    const FN(chain) s = {1, H, inputs, H, H, lds, x, wx, start, h, wh, NULL, 0, 0};
     const rf_lstm plain = {{RF_SIGMOID, 0, 0}, 0, 0};
     rf_lstm other = *opt;
     other.coupled = 0;
@@ -575,7 +683,7 @@ static void KN(lstm_steps)(ptrdiff_t T, ptrdiff_t H, const rf_lstm *opt, ptrdiff
 static void KN(gru_steps)(ptrdiff_t T, ptrdiff_t H, rf_act gate, ptrdiff_t inputs, const REAL *x,
                           ptrdiff_t ldx, const REAL *wx, const REAL *start, ptrdiff_t lds,
                           const REAL *bias_n, REAL *h, const REAL *wh, REAL *y, ptrdiff_t ldy) {
-    FN(chain) s = {1, H, inputs, H, lds, x, wx, start, h, wh, bias_n, 0, 0};
+    FN(chain) s = {1, H, inputs, H, H, lds, x, wx, start, h, wh, bias_n, 0, 0};
 #define RF_STEPS(gate)                                                                         \
     RF_EACH_STEP(T, H, s, ldx, y, ldy, {                                                       \
         v_t a[4][6][8];                                                                        \

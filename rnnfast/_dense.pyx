@@ -443,9 +443,10 @@ def activation_backward(name, y, dy):
     with nogil:
         mode = K.enter()
         if num == cnp.NPY_FLOAT:
-            K.rnn_backward(1, n, 0, n, f, <float *>py, <float *>pd, <float *>NULL, n, <float *>px)
+            K.rnn_backward(1, n, 0, n, False, 0, 0, <float *>NULL, 0, <float *>NULL, f,
+                           <float *>py, <float *>pd, <float *>NULL, n, <float *>px)
         else:
-            K.rnn_backward(1, n, 0, n, f, <double *>py, <double *>pd, <double *>NULL, n,
-                           <double *>px)
+            K.rnn_backward(1, n, 0, n, False, 0, 0, <double *>NULL, 0, <double *>NULL, f,
+                           <double *>py, <double *>pd, <double *>NULL, n, <double *>px)
         K.leave(mode)
     return dx

@@ -9,7 +9,7 @@ from libc.string cimport memcpy
 
 from rnnfast cimport _kernels as K
 from rnnfast cimport _seq
-from rnnfast._product cimport gemm, gemm_weights, pack, packed_data
+from rnnfast._product cimport gemm, gemm_units, gemm_weights, pack, packed_data, panels
 from rnnfast._seq cimport Packed, data, optional
 from rnnfast._types cimport real_t
 
@@ -58,10 +58,12 @@ cdef void softmax_backward(Py_ssize_t n, Py_ssize_t O, const real_t *p, real_t *
 
 
 cdef void backward(const Packed *q, Py_ssize_t H, Py_ssize_t O, K.rf_act f, const real_t *w_oh,
-                   const real_t *w_ho, const real_t *h, const real_t *p, real_t *do, real_t *dz,
-                   real_t *dh, real_t *da) noexcept nogil:
-    """h: [N,H]; p: [N,O] or NULL; do: [B,O] in dE/do_n, out dE/do0; dz: [N,O] in from the loss,
-    out dE/dz; dh: [B,H] scratch; da: [N,H] out."""
+                   const real_t *panels_oh, const real_t *w_ho, const real_t *panels_ho,
+                   const real_t *h, const real_t *p, real_t *do, real_t *dz, real_t *dh,
+                   real_t *da) noexcept nogil:
+    """panels_oh, panels_ho: what `panels` made of the weights, or NULL; h: [N,H]; p: [N,O] or NULL;
+    do: [B,O] in dE/do_n, out dE/do0; dz: [N,O] in from the loss, out dE/dz; dh: [B,H] scratch;
+    da: [N,H] out."""
     cdef Py_ssize_t t, n, row
     for t in range(q.T - 1, -1, -1):
         n = q.sizes[t]
@@ -69,9 +71,11 @@ cdef void backward(const Packed *q, Py_ssize_t H, Py_ssize_t O, K.rf_act f, cons
         if p != NULL:
             softmax_backward(n, O, p + row * O, do)  # B1
         K.add(n * O, do, dz + row * O)  # B2
-        gemm(False, n, H, O, dz + row * O, O, w_ho, H, <real_t>0, dh, H)  # B3
-        K.rnn_backward(n, H, 0, H, f, h + row * H, dh, <real_t *>NULL, H, da + row * H)  # B4
-        gemm(False, n, O, H, da + row * H, H, w_oh, O, <real_t>0, do, O)  # B5
+        if panels_ho == NULL:
+            gemm(False, n, H, O, dz + row * O, O, w_ho, H, <real_t>0, dh, H)  # B3
+        K.rnn_backward(n, H, 0, H, t & 1, n if panels_ho != NULL else 0, O, dz + row * O, O,
+                       panels_ho, f, h + row * H, dh, <real_t *>NULL, H, da + row * H)  # B3, B4
+        gemm_units(t & 1, n, 0, O, H, da + row * H, H, w_oh, panels_oh, <real_t>0, do, O)  # B5
         _seq.zero_reset_units(q, t, O, 0, O, do)
 
 
@@ -140,6 +144,9 @@ def output_rnn_backward(tape, dz, do_n, grads, need_dx=True):
     data(do_n, "do_n", num, (B, O))
     dz, do = dz.copy(), do_n.copy()
     dh, da = np.empty((B, H), w_ho.dtype), np.empty((N, H), w_ho.dtype)
+    panels_oh, panels_ho = panels(w_oh), panels(w_ho)
+    cdef void *qwo = packed_data(panels_oh)
+    cdef void *qwh = packed_data(panels_ho)
     cdef void *pdo = data(do, "do", num, (B, O))
     cdef void *pdz = data(dz, "dz", num, (N, O))
     cdef void *pdh = data(dh, "dh", num, (B, H))
@@ -148,11 +155,13 @@ def output_rnn_backward(tape, dz, do_n, grads, need_dx=True):
     with nogil:
         mode = K.enter()
         if num == cnp.NPY_FLOAT:
-            backward[float](&q, H, O, f, <float *>pwo, <float *>pwh, <float *>ph, <float *>pp,
-                            <float *>pdo, <float *>pdz, <float *>pdh, <float *>pda)
+            backward[float](&q, H, O, f, <float *>pwo, <float *>qwo, <float *>pwh, <float *>qwh,
+                            <float *>ph, <float *>pp, <float *>pdo, <float *>pdz, <float *>pdh,
+                            <float *>pda)
         else:
-            backward[double](&q, H, O, f, <double *>pwo, <double *>pwh, <double *>ph, <double *>pp,
-                             <double *>pdo, <double *>pdz, <double *>pdh, <double *>pda)
+            backward[double](&q, H, O, f, <double *>pwo, <double *>qwo, <double *>pwh,
+                             <double *>qwh, <double *>ph, <double *>pp, <double *>pdo,
+                             <double *>pdz, <double *>pdh, <double *>pda)
         K.leave(mode)
     weight_product(da, tape["o_prev"], grads["w_oh"])  # B6
     weight_product(dz, tape["h"], grads["w_ho"])  # B7

@@ -81,6 +81,7 @@ cdef inline void *below(void *p, Py_ssize_t n, Py_ssize_t size) noexcept nogil:
 
 cdef void zero_reset_units(const Packed *q, Py_ssize_t t, Py_ssize_t n, Py_ssize_t first,
                            Py_ssize_t last, real_t *state) noexcept nogil
+cdef Py_ssize_t put_off(const Packed *q, Py_ssize_t i, Py_ssize_t t, bint whole) noexcept nogil
 cdef void zero_share(const Packed *q, Py_ssize_t t, Share *share, Py_ssize_t n, Py_ssize_t unit,
                      real_t *state) noexcept nogil
 cdef void begin_step(const Packed *q, Py_ssize_t t, Share *share, Py_ssize_t n, Py_ssize_t unit,

@@ -324,6 +324,12 @@ cdef void begin_step(const Packed *q, Py_ssize_t t, Share *share, Py_ssize_t n, 
         meet(share)
 
 
+cdef Py_ssize_t put_off(const Packed *q, Py_ssize_t i, Py_ssize_t t, bint whole) noexcept nogil:
+    """Rows of step i of BPTT, at time t, whose product the next step's kernel is to do: all where
+    steps are `whole` and nothing else happens between the two, or 0."""
+    return q.sizes[t] if whole and i > 0 and not resets_at(q, t) else 0
+
+
 cdef void fill_rows(Py_ssize_t N, Py_ssize_t n, const real_t *row, real_t *out) noexcept nogil:
     """out[i] = row, or 0 where row is NULL; out: [N, n]."""
     cdef Py_ssize_t i

@@ -242,6 +242,11 @@ def batches():
     return [(3, H) for H in SIZES] + [(0, 5), (1, 1), (1, 64)]
 
 
+def future_batches():
+    """(B, H) for kernels that take one time step of BPTT, whose products have tiles."""
+    return [*batches(), (7, 70), (14, 100), (75, 17)]
+
+
 # ---- element-wise -------------------------------------------------------------------------------
 
 
@@ -439,20 +444,43 @@ def some_units(source, H):
     return first, last, lambda new, old: units_of(new, old, H, first, last)
 
 
+def from_future(source, B, H, added):
+    """Arguments that say which units a kernel of BPTT does and what product comes first, `units_of`
+    those, and what the product makes of dh: added to it or put in its place."""
+    first, last, only = some_units(source, H)
+    m = source.pick(0, int(source.rng.integers(B + 1)), B)
+    if m:
+        first = first // TILE * TILE
+        only = functools.partial(units_of, H=H, first=first, last=last)
+    k = source.pick(1, 5, 18, 270)
+    a, w = source(m, k, scale=0.7), source(k, H, scale=0.5)
+    args = {"n": B, "H": H, "first": first, "last": last, "back": source.pick(*BOTH), "m": m,
+            "k": k, "a": Rows(a, k + 2) if m else None, "lda": k + 2,
+            "w": packed(w.T, 1) if m else None}  # fmt: skip
+
+    def product(ar, dh):
+        out = dh.copy()
+        out[:m] = np.asarray(Fused(ar.denormals).matmul(a, w, dh[:m].copy() if added else None))
+        return out
+
+    return args, only, product
+
+
 @case("rnn_backward")
 def rnn_backward(source):
-    for (B, H), opt in variants(source, batches(), 3, act=ACTS, dy=BOTH):
+    for (B, H), opt in variants(source, future_batches(), 3, act=ACTS, dy=BOTH):
         h, dh = source.unit(B, H), source(B, H)
         dy, ldy = maybe_rows(source, opt["dy"], B, H, source)
-
-        first, last, only = some_units(source, H)
+        args, only, product = from_future(source, B, H, added=False)
         blank = source.blank(B, H)
 
-        def expected(ar, h=h, dh=dh, dy=dy, act=opt["act"], only=only, blank=blank):
-            return {"da": only(plus(ar, dh, dy) * ar.derivative(act, ar.array(h)), blank)}
+        def expected(ar, h=h, dh=dh, dy=dy, act=opt["act"], only=only, blank=blank,
+                     product=product):  # fmt: skip
+            d = plus(ar, product(ar, dh), dy)
+            return {"da": only(d * ar.derivative(act, ar.array(h)), blank)}
 
-        yield {"B": B, "H": H, "first": first, "last": last, "act": opt["act"], "h": h, "dh": dh,
-               "dy": dy, "ldy": ldy, "da": blank}, expected  # fmt: skip
+        yield {**args, "act": opt["act"], "h": h, "dh": dh, "dy": dy, "ldy": ldy,
+               "da": blank}, expected  # fmt: skip
 
 
 def lstm_options(opt):
@@ -558,26 +586,26 @@ def lstm_gates_backward(ar, opt, parts, tc, cp, c, d, e, p, dcn=None):
 
 @case("lstm_backward")
 def lstm_backward(source):
-    for (B, H), opt in variants(source, batches(), 3, gate=GATES, coupled=BOTH, clip=(0.0, 0.7),
-                                peephole=BOTH, dy=BOTH):  # fmt: skip
+    for (B, H), opt in variants(source, future_batches(), 3, gate=GATES, coupled=BOTH,
+                                clip=(0.0, 0.7), peephole=BOTH, dy=BOTH):  # fmt: skip
         G = 3 if opt["coupled"] else 4
         gates, c_prev, dh, dc = source.unit(B, G * H), source(B, H), source(B, H), source(B, H)
         tanh_c = np.clip(source(B, H), -1, 1)
         c = source(B, H) if opt["clip"] or opt["peephole"] else None
         peephole = source(3, H) if opt["peephole"] else None
         dy, ldy = maybe_rows(source, opt["dy"], B, H, source)
-        first, last, only = some_units(source, H)
+        args, only, product = from_future(source, B, H, added=False)
         blank = source.blank(B, G * H)
 
         def expected(ar, G=G, gates=gates, cp=c_prev, dh=dh, dc=dc, tc=tanh_c, c=c, p=peephole,
-                     dy=dy, opt=opt, only=only, blank=blank):  # fmt: skip
-            parts = np.split(ar.array(gates), G, axis=1)
-            da, e = lstm_gates_backward(ar, opt, parts, tc, cp, c, plus(ar, dh, dy), dc, p)
+                     dy=dy, opt=opt, only=only, blank=blank, product=product):  # fmt: skip
+            parts, d = np.split(ar.array(gates), G, axis=1), plus(ar, product(ar, dh), dy)
+            da, e = lstm_gates_backward(ar, opt, parts, tc, cp, c, d, dc, p)
             return {"dc": only(e, dc), "da": only(da, blank)}
 
-        yield {"B": B, "H": H, "first": first, "last": last, "opt": lstm_options(opt),
-               "gates": gates, "peephole": peephole, "c_prev": c_prev, "tanh_c": tanh_c, "c": c,
-               "dh": dh, "dy": dy, "ldy": ldy, "dc": dc, "da": blank}, expected  # fmt: skip
+        yield {**args, "opt": lstm_options(opt), "gates": gates, "peephole": peephole,
+               "c_prev": c_prev, "tanh_c": tanh_c, "c": c, "dh": dh, "dy": dy, "ldy": ldy, "dc": dc,
+               "da": blank}, expected  # fmt: skip
 
 
 @case("lstm_norm_backward")
@@ -648,21 +676,20 @@ def gru_forward(source):
 
 @case("gru_backward")
 def gru_backward(source):
-    for (B, H), opt in variants(source, batches(), 3, gate=GATES, dy=BOTH):
+    for (B, H), opt in variants(source, future_batches(), 3, gate=GATES, dy=BOTH):
         gates, u, h, dh = source.unit(B, 3 * H), source(B, H), source(B, H), source(B, H)
         dy, ldy = maybe_rows(source, opt["dy"], B, H, source)
-
-        first, last, only = some_units(source, H)
+        args, only, product = from_future(source, B, H, added=True)
         blank = source.blank(B, 3 * H)
 
         def expected(ar, gates=gates, u=u, h=h, dh=dh, dy=dy, gate=opt["gate"], only=only,
-                     blank=blank):  # fmt: skip
-            before, dax, dah = gru_gates_backward(ar, gate, gates, u, h, plus(ar, dh, dy))
+                     blank=blank, product=product):  # fmt: skip
+            d = plus(ar, product(ar, dh), dy)
+            before, dax, dah = gru_gates_backward(ar, gate, gates, u, h, d)
             return {"dh": only(before, dh), "dax": only(dax, blank), "dah": only(dah, blank)}
 
-        yield {"B": B, "H": H, "first": first, "last": last, "gate": opt["gate"], "gates": gates,
-               "u": u, "h_prev": h, "dh": dh, "dy": dy, "ldy": ldy, "dax": blank,
-               "dah": blank}, expected  # fmt: skip
+        yield {**args, "gate": opt["gate"], "gates": gates, "u": u, "h_prev": h, "dh": dh, "dy": dy,
+               "ldy": ldy, "dax": blank, "dah": blank}, expected  # fmt: skip
 
 
 @case("gru_norm_forward")
@@ -739,38 +766,40 @@ def gru_before_output(source):
 
 @case("gru_before_backward_output")
 def gru_before_backward_output(source):
-    for (B, H), opt in variants(source, batches(), 3, gate=GATES, dy=BOTH):
+    for (B, H), opt in variants(source, future_batches(), 3, gate=GATES, dy=BOTH):
         gates, h, dh, da = source.unit(B, 3 * H), source(B, H), source(B, H), source(B, 3 * H)
         dy, ldy = maybe_rows(source, opt["dy"], B, H, source)
-        first, last, only = some_units(source, H)
+        args, only, product = from_future(source, B, H, added=True)
 
-        def expected(ar, gates=gates, h=h, dh=dh, da=da, dy=dy, H=H, gate=opt["gate"], only=only):
-            d = plus(ar, dh, dy)
+        def expected(ar, gates=gates, h=h, dh=dh, da=da, dy=dy, H=H, gate=opt["gate"], only=only,
+                     product=product):  # fmt: skip
+            d = plus(ar, product(ar, dh), dy)
             _, z, n = np.split(ar.array(gates), 3, axis=1)
             da_n = d * (1 - z) * ar.fma(-n, n, dh.dtype.type(1))
             da_z = d * (ar.array(h) - n) * ar.derivative(gate, z)
             new = np.concatenate([da[:, :H], da_z, da_n], axis=1)
             return {"dh": only(d * z, dh), "da": only(new, da)}
 
-        yield {"B": B, "H": H, "first": first, "last": last, "gate": opt["gate"], "gates": gates,
-               "h_prev": h, "dh": dh, "dy": dy, "ldy": ldy, "da": da}, expected  # fmt: skip
+        yield {**args, "gate": opt["gate"], "gates": gates, "h_prev": h, "dh": dh, "dy": dy,
+               "ldy": ldy, "da": da}, expected  # fmt: skip
 
 
 @case("gru_before_backward_gates")
 def gru_before_backward_gates(source):
-    for (B, H), opt in variants(source, batches(), 2, gate=GATES):
+    for (B, H), opt in variants(source, future_batches(), 2, gate=GATES):
         gates, h, drh, dh = source.unit(B, 3 * H), source(B, H), source(B, H), source(B, H)
         da = source(B, 3 * H)
-        first, last, only = some_units(source, H)
+        args, only, product = from_future(source, B, H, added=False)
 
-        def expected(ar, gates=gates, h=h, drh=drh, dh=dh, da=da, H=H, gate=opt["gate"], only=only):
-            r, drh = ar.array(gates[:, :H]), ar.array(drh)
+        def expected(ar, gates=gates, h=h, drh=drh, dh=dh, da=da, H=H, gate=opt["gate"], only=only,
+                     product=product):  # fmt: skip
+            r, drh = ar.array(gates[:, :H]), ar.array(product(ar, drh))
             da_r = drh * h * ar.derivative(gate, r)
             new = np.concatenate([da_r, da[:, H:]], axis=1)
             return {"dh": only(ar.fma(drh, r, dh), dh), "da": only(new, da)}
 
-        yield {"B": B, "H": H, "first": first, "last": last, "gate": opt["gate"], "gates": gates,
-               "h_prev": h, "drh": drh, "dh": dh, "da": da}, expected  # fmt: skip
+        yield {**args, "gate": opt["gate"], "gates": gates, "h_prev": h, "drh": drh, "dh": dh,
+               "da": da}, expected  # fmt: skip
 
 
 # ---- rows ---------------------------------------------------------------------------------------
