@@ -206,12 +206,12 @@ cdef void backward_after(const Gru *s, _seq.Share *share, const real_t *w_hh) no
     cdef Py_ssize_t H = s.H, i, t, n, row, j0, j1
     cdef Py_ssize_t m = 0  # rows whose B5 of the step before is still to be done, from da
     cdef real_t *dh = <real_t *>s.h
-    cdef real_t *panels = <real_t *>s.panels_hh
+    cdef real_t *packed = <real_t *>s.panels_hh
     cdef real_t *da = NULL
     cdef real_t *later
     cdef real_t *dy
     cdef real_t *into
-    cdef bint whole = panels != NULL and s.gain_hh == NULL and s.mask == NULL
+    cdef bint whole = packed != NULL and s.gain_hh == NULL and s.mask == NULL
     for i in range(s.q.T - 1, -1, -1):
         t = time_of(&s.q, i)
         n = s.q.sizes[t]
@@ -226,9 +226,9 @@ cdef void backward_after(const Gru *s, _seq.Share *share, const real_t *w_hh) no
                                 <real_t *>s.dah + row * 3 * H, da)  # B1 .. B4
         elif _seq.range_of(share, H, PANEL, &j0, &j1):
             if m > n:
-                gemm_units(i & 1, m - n, j0, j1, 3 * H, later + n * 3 * H, 3 * H, w_hh, panels,
+                gemm_units(i & 1, m - n, j0, j1, 3 * H, later + n * 3 * H, 3 * H, w_hh, packed,
                            <real_t>1, dh + n * H, H)  # B5 of sequences that begin here
-            K.gru_backward(n, H, j0, j1, i & 1, min(m, n), 3 * H, later, 3 * H, panels, s.gate,
+            K.gru_backward(n, H, j0, j1, i & 1, min(m, n), 3 * H, later, 3 * H, packed, s.gate,
                            <real_t *>s.gates + row * 3 * H, <real_t *>s.u + row * H,
                            <real_t *>s.h_prev + row * H, dh, dy, H, <real_t *>s.dax + row * 3 * H,
                            <real_t *>s.dah + row * 3 * H)  # B5, B1 .. B4
@@ -238,7 +238,7 @@ cdef void backward_after(const Gru *s, _seq.Share *share, const real_t *w_hh) no
             continue
         into = dh if s.mask == NULL else <real_t *>s.drh
         if _seq.range_of(share, H, PANEL, &j0, &j1):
-            gemm_units(i & 1, n, j0, j1, 3 * H, da, 3 * H, w_hh, panels,
+            gemm_units(i & 1, n, j0, j1, 3 * H, da, 3 * H, w_hh, packed,
                        <real_t>1 if s.mask == NULL else <real_t>0, into, H)  # B5
         if s.mask != NULL:
             K.multiply_add(n * H, into, <real_t *>s.mask, dh)
@@ -250,7 +250,7 @@ cdef void backward_before(const Gru *s, _seq.Share *share, const real_t *w_hh) n
     cdef Py_ssize_t H = s.H, i, t, n, row, j0, j1
     cdef Py_ssize_t m = 0  # rows whose B5 of the step before is still to be done, from da
     cdef real_t *dh = <real_t *>s.h
-    cdef real_t *panels = <real_t *>s.panels_hh
+    cdef real_t *packed = <real_t *>s.panels_hh
     cdef real_t *panels_n = <real_t *>s.panels_n
     cdef real_t *dy
     cdef real_t *da = NULL
@@ -259,7 +259,7 @@ cdef void backward_before(const Gru *s, _seq.Share *share, const real_t *w_hh) n
     cdef real_t *gates
     cdef real_t *hm
     cdef real_t *dhm
-    cdef bint whole = panels != NULL
+    cdef bint whole = packed != NULL
     for i in range(s.q.T - 1, -1, -1):
         t = time_of(&s.q, i)
         n = s.q.sizes[t]
@@ -269,11 +269,11 @@ cdef void backward_before(const Gru *s, _seq.Share *share, const real_t *w_hh) n
         gates = <real_t *>s.gates + row * 3 * H
         if _seq.range_of(share, H, PANEL, &j0, &j1):
             if m > n:
-                gemm_units(i & 1, m - n, j0, j1, 2 * H, later + n * 3 * H, 3 * H, w_hh, panels,
+                gemm_units(i & 1, m - n, j0, j1, 2 * H, later + n * 3 * H, 3 * H, w_hh, packed,
                            <real_t>1, dh + n * H, H)  # B5 of sequences that begin here
-            K.gru_before_backward_output(n, H, j0, j1, i & 1, min(m, n), 2 * H, later, 3 * H, panels,
-                                         s.gate, gates, <real_t *>s.h_prev + row * H, dh, dy, H,
-                                         da)  # B5, B1, B2, B4
+            K.gru_before_backward_output(n, H, j0, j1, i & 1, min(m, n), 2 * H, later, 3 * H,
+                                         packed, s.gate, gates, <real_t *>s.h_prev + row * H, dh,
+                                         dy, H, da)  # B5, B1, B2, B4
         _seq.meet(share)
         hm = <real_t *>s.hm + row * H
         dhm = dh if s.mask == NULL else <real_t *>s.dhm
@@ -283,14 +283,15 @@ cdef void backward_before(const Gru *s, _seq.Share *share, const real_t *w_hh) n
             if not whole:
                 gemm_units(False, n, j0, j1, H, da + 2 * H, 3 * H, w_hh + 2 * H * H, panels_n,
                            <real_t>0, drh, H)
-            K.gru_before_backward_gates(n, H, j0, j1, i & 1, n if whole else 0, H, da + 2 * H, 3 * H,
-                                        panels_n, s.gate, gates, hm, drh, dhm, da)  # B3, B4
+            K.gru_before_backward_gates(n, H, j0, j1, i & 1, n if whole else 0, H, da + 2 * H,
+                                        3 * H, panels_n, s.gate, gates, hm, drh, dhm,
+                                        da)  # B3, B4
         _seq.meet(share)
         m = _seq.put_off(&s.q, i, t, whole and s.mask == NULL)
         if m:
             continue
         if _seq.range_of(share, H, PANEL, &j0, &j1):
-            gemm_units(i & 1, n, j0, j1, 2 * H, da, 3 * H, w_hh, panels, <real_t>1, dhm, H)  # B5
+            gemm_units(i & 1, n, j0, j1, 2 * H, da, 3 * H, w_hh, packed, <real_t>1, dhm, H)  # B5
         if s.mask != NULL:
             K.multiply_add(n * H, dhm, <real_t *>s.mask, dh)
         _seq.zero_share(&s.q, t, share, H, PANEL, dh)

@@ -181,10 +181,10 @@ cdef void backward(const Lstm *s, _seq.Share *share, const real_t *w_hh) noexcep
     cdef real_t *dp
     cdef bint projected = s.w_hr != NULL, normed = s.gain_hh != NULL
     cdef bint whole = s.panels_hh != NULL and not normed  # gates in the kernel of a product
-    cdef Py_ssize_t m = 0   # rows that wait for that product, of k columns of ahead with panels
+    cdef Py_ssize_t m = 0   # rows that wait for a product: k columns of `ahead` times `packed`
     cdef Py_ssize_t k = 0
     cdef real_t *ahead = NULL
-    cdef real_t *panels = NULL
+    cdef real_t *packed = NULL
     for i in range(s.q.T - 1, -1, -1):
         t = time_of(&s.q, i)
         n = s.q.sizes[t]
@@ -204,7 +204,7 @@ cdef void backward(const Lstm *s, _seq.Share *share, const real_t *w_hh) noexcep
                 _seq.copy_units(n, P, j0, j1, dh, dp)
             dy = NULL
             _seq.meet(share)
-            m, k, ahead, panels = n if whole else 0, P, dp, <real_t *>s.panels_hr
+            m, k, ahead, packed = n if whole else 0, P, dp, <real_t *>s.panels_hr
             if not whole and _seq.range_of(share, H, PANEL, &j0, &j1):
                 gemm_units(i & 1, n, j0, j1, P, dp, P, <real_t *>s.w_hr, <real_t *>s.panels_hr,
                            <real_t>0, d, H)
@@ -218,15 +218,15 @@ cdef void backward(const Lstm *s, _seq.Share *share, const real_t *w_hh) noexcep
                                  dah)  # B1 .. B5
         elif _seq.range_of(share, H, PANEL, &j0, &j1):
             if m > n:
-                gemm_units(i & 1, m - n, j0, j1, k, ahead + n * k, k, w_hh, panels, <real_t>0,
+                gemm_units(i & 1, m - n, j0, j1, k, ahead + n * k, k, w_hh, packed, <real_t>0,
                            dh + n * P, P)  # B6 of sequences that begin here
-            K.lstm_backward(n, H, j0, j1, i & 1, min(m, n), k, ahead, k, panels, &s.opt, gates,
+            K.lstm_backward(n, H, j0, j1, i & 1, min(m, n), k, ahead, k, packed, &s.opt, gates,
                             <real_t *>s.peephole, <real_t *>s.c_prev + row * H, tanh_c,
                             at(s.c_t, row * H, w_hh), d, dy, H, dc, da)  # B6, B1 .. B5
         _seq.meet(share)
         m = _seq.put_off(&s.q, i, t, whole and not projected and s.mask == NULL)
         if m:
-            k, ahead, panels = W, da, <real_t *>s.panels_hh
+            k, ahead, packed = W, da, <real_t *>s.panels_hh
             continue
         if _seq.range_of(share, P, PANEL, &j0, &j1):
             gemm_units(i & 1, n, j0, j1, W, dah, W, w_hh, <real_t *>s.panels_hh, <real_t>0, dh,

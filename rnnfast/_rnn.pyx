@@ -113,7 +113,7 @@ cdef void backward(const Rnn *s, _seq.Share *share, const real_t *w_hh) noexcept
     cdef Py_ssize_t H = s.H, i, t, n, row, j0, j1
     cdef Py_ssize_t m = 0  # rows whose B3 of the step before is still to be done, from da
     cdef real_t *dh = <real_t *>s.h
-    cdef real_t *panels = <real_t *>s.packed_hh
+    cdef real_t *packed = <real_t *>s.packed_hh
     cdef real_t *da = NULL
     cdef real_t *later
     for i in range(s.q.T - 1, -1, -1):
@@ -123,18 +123,18 @@ cdef void backward(const Rnn *s, _seq.Share *share, const real_t *w_hh) noexcept
         later, da = da, <real_t *>s.da + row * H
         if _seq.range_of(share, H, PANEL, &j0, &j1):
             if m > n:
-                gemm_units(i & 1, m - n, j0, j1, H, later + n * H, H, w_hh, panels, <real_t>0,
+                gemm_units(i & 1, m - n, j0, j1, H, later + n * H, H, w_hh, packed, <real_t>0,
                            dh + n * H, H)  # B3 of sequences that begin here
-            K.rnn_backward(n, H, j0, j1, i & 1, min(m, n), H, later, H, panels, s.act,
+            K.rnn_backward(n, H, j0, j1, i & 1, min(m, n), H, later, H, packed, s.act,
                            <real_t *>s.y + row * H, dh,
                            <real_t *>s.dy + row * H if s.dy != NULL else NULL, H,
                            da)  # B3, B1, B2
         _seq.meet(share)
-        m = _seq.put_off(&s.q, i, t, panels != NULL and s.mask == NULL)
+        m = _seq.put_off(&s.q, i, t, packed != NULL and s.mask == NULL)
         if m:
             continue
         if _seq.range_of(share, H, PANEL, &j0, &j1):
-            gemm_units(i & 1, n, j0, j1, H, da, H, w_hh, panels, <real_t>0, dh, H)  # B3
+            gemm_units(i & 1, n, j0, j1, H, da, H, w_hh, packed, <real_t>0, dh, H)  # B3
         if s.mask != NULL:
             K.multiply(n * H, dh, <real_t *>s.mask, dh)
         _seq.zero_share(&s.q, t, share, H, PANEL, dh)
