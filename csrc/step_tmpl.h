@@ -214,10 +214,15 @@ static ptrdiff_t FN(shared_tile)(const int G, const int split, const int wide, p
             const REAL *from = s->start;
             if (split && g == 2) from = s->bias_n ? s->bias_n + p.j : NULL;
             else if (from) from += (q.b + r) * s->lds + (g == 3 && split ? 2 : g) * s->H + p.j;
-            for (int v = 0; v < wide; v += VL)
-                v_store(z + r * ldz + g * wide + v,
-                        FN(beginning)(v < units && from ? from + v : NULL,
-                                      units - v < VL ? units - v : VL));
+            REAL *const to = z + r * ldz + g * wide;
+            if (G == 1 && units < wide)
+                for (int v = 0; v < wide; v += VL)
+                    v_store(to + v, FN(beginning)(from ? from + v : NULL,
+                                                  units - v < VL ? units - v : VL));
+            else if (from)
+                for (int v = 0; v < wide; v += VL) v_store(to + v, v_load(from + v));
+            else
+                for (int v = 0; v < wide; v += VL) v_store(to + v, v_zero());
         }
     if (x_k)
         FN(part_product)(G, split, wide, s, p.j, 0, &next, q, x_k, s->x, s->inputs, s->inputs, s->wx,
