@@ -310,15 +310,22 @@ RF_CHAINS(chain4, 4, 0, RF_NV4)
 #define RF_SHARED_TILE(name, s)                                                                \
     const ptrdiff_t K = ((s)->wx ? (s)->inputs : 0) + (s)->P;                                  \
     const ptrdiff_t cuts = (K + FN(chain_k) - 1) / FN(chain_k);                                 \
+    /* constants, with which loops over a tile's vectors unroll: 2 % of a step of 8 rows */     \
+    const int most = FN(name##_nv)(FN(chain_rows) + 1) * VL;                                    \
+    const int split = FN(name##_gates) - FN(name##_products);                                   \
+    const int whole = FN(name##_products) > 1 || units == most;                                 \
     const FN(blocks) q = {done, end, b, least, larger};                                        \
     for (ptrdiff_t cut = 0; cut < cuts; cut++) {                                               \
         const int end_of_tile = cut + 1 == cuts;                                               \
-        rows = FN(shared_tile)(                                                                \
-            FN(name##_products), FN(name##_gates) - FN(name##_products),                       \
-            (int)(units < ldw ? (units + VL - 1) / VL * VL : ldw), units,                      \
-            FN(part_of)(s, j, cut, cuts),                                                      \
-            FN(part_of)(s, end_of_tile ? follow : j, end_of_tile ? 0 : cut + 1, cuts), q, (s), z, \
-            ldz);                                                                              \
+        const FN(part) part = FN(part_of)(s, j, cut, cuts);                                     \
+        const FN(part) next =                                                                   \
+            FN(part_of)(s, end_of_tile ? follow : j, end_of_tile ? 0 : cut + 1, cuts);          \
+        if (whole)                                                                              \
+            rows = FN(shared_tile)(FN(name##_products), split, most, most, part, next, q, (s), z, ldz); \
+        else                                                                                    \
+            rows = FN(shared_tile)(FN(name##_products), split,                                  \
+                                   (int)((units + VL - 1) / VL * VL), units, part, next, q, (s), z, \
+                                   ldz);                                                        \
     }
 #else
 #define RF_SHARED_TILE(name, s)
