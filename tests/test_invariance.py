@@ -122,7 +122,6 @@ def test_a_stream_after_a_change_of_instruction_set(use_isa):
         same_bits(stream.process(x), want, f"back on {packed}")
 
 
-
 @CASE
 def test_the_scalar_build_without_hardware_fma(cell, options, use_isa):
     x = np.random.default_rng(6).standard_normal((3, 2, 7)).astype("float32")
