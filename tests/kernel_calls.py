@@ -925,8 +925,14 @@ def _(source):
     shapes = [(0, 3, 2), (1, 0, 2), (2, 3, 0), (1, 1, 1), (1, 17, 5), (3, 33, 4), (7, 16, 9),
               (13, 7, 3), (2, 65, 6), (5, 40, 2), (0, 3, 130), (14, 9, 140),
               (2, 3, 300), (15, 130, 5), (66, 70, 4)]  # fmt: skip
-    for m, n, k in shapes:
-        add, transposed, is_packed = (int(source.rng.integers(2)) for _ in range(3))
+    drawn = [(shape, source.rng.integers(2, size=3).tolist()) for shape in shapes]
+    # few columns, whose vectors run over rows; a last vector in part, of many k
+    narrow = [(8, 1, 8), (19, 2, 21), (49, 3, 33), (16, 4, 3), (9, 30, 70), (73, 13, 66),
+              (13, 5, 65)]  # fmt: skip
+    drawn += [(shape, (add, 0, is_packed)) for shape in narrow for add in (0, 1)
+              for is_packed in (0, 1)]  # fmt: skip
+    drawn += [((7, 141, 70), (add, 1, 1)) for add in (0, 1)]
+    for (m, n, k), (add, transposed, is_packed) in drawn:
         a, b, c = source(m, k), source(k, n), source(m, n)
         args = {"m": m, "n": n, "k": k,
                 "a": np.ascontiguousarray(a.T if transposed else a).ravel(),
