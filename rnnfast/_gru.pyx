@@ -12,6 +12,7 @@ from rnnfast._memory cimport empty
 from rnnfast._product cimport (
     PANEL,
     TILE,
+    gemm_columns,
     gemm_units,
     gemm_weights,
     inside,
@@ -91,17 +92,40 @@ cdef struct Gru:
     bint keep
 
 
-cdef const real_t *masked(const Gru *s, Py_ssize_t n, Py_ssize_t row, Py_ssize_t first,
-                          Py_ssize_t last, const real_t *h) noexcept nogil:
-    """Keep some units of h_{t-1} of a step; return what W_hh reads: h, or h times the mask."""
-    cdef Py_ssize_t H = s.H
+cdef const real_t *masked(const Gru *s, _seq.Share *share, Py_ssize_t n, Py_ssize_t row,
+                          const real_t *h) noexcept nogil:
+    """Keep h_{t-1} of a step; return what W_hh reads: h, or h times the mask."""
+    cdef Py_ssize_t H = s.H, j0, j1
     cdef real_t *hm = <real_t *>s.hm + (row * H if s.keep else 0)
-    if s.keep:
-        _seq.copy_units(n, H, first, last, h, <real_t *>s.h_prev + row * H)
+    if _seq.range_of(share, H, TILE, &j0, &j1):
+        if s.keep:
+            _seq.copy_units(n, H, j0, j1, h, <real_t *>s.h_prev + row * H)
+        if s.mask != NULL:
+            _seq.multiply_units(n, H, j0, j1, h, <real_t *>s.mask, hm)
     if s.mask == NULL:
         return h
-    K.multiply(n * H, h, <real_t *>s.mask, hm)
+    _seq.meet(share)
     return hm
+
+
+cdef void norm_step(const Gru *s, _seq.Share *share, Py_ssize_t n, Py_ssize_t row,
+                    const real_t *hm, const real_t *w_hh) noexcept nogil:
+    """A step with layer norm: a share's columns of the product, then its rows of all the rest."""
+    cdef Py_ssize_t H = s.H, W = 3 * H, first, last, at
+    cdef real_t *h = <real_t *>s.h
+    if _seq.range_of(share, W, PANEL, &first, &last):
+        gemm_columns(n, first, last, W, H, hm, w_hh, <real_t *>s.packed_hh, <real_t *>s.ah)
+    _seq.meet(share)
+    if _seq.range_of(share, n, 1, &first, &last):
+        at = row + first
+        K.gru_norm_forward(last - first, H, s.gate, <real_t>EPS, <real_t *>s.ah + first * W,
+                           <real_t *>s.gain_hh, <real_t *>s.ax + at * W, <real_t *>s.bias_n,
+                           <real_t *>s.gates + (at if s.keep else first) * W,
+                           <real_t *>s.hhat + at * W if s.keep else NULL,
+                           <real_t *>s.h_rstd + at if s.keep else NULL,
+                           <real_t *>s.u + at * H if s.keep else NULL, h + first * H,
+                           h + first * H, <real_t *>s.y + at * s.ldy, s.ldy)  # F2 .. F5
+    _seq.meet(share)
 
 
 cdef void forward_after(const Gru *s, _seq.Share *share, const real_t *w_hh) noexcept nogil:
@@ -124,9 +148,9 @@ cdef void forward_after(const Gru *s, _seq.Share *share, const real_t *w_hh) noe
         a = <real_t *>s.gates + kept * 3 * H if s.gates != NULL else NULL
         y = <real_t *>s.y + row * s.ldy
         _seq.begin_step(&s.q, t, share, H, TILE, h)
+        hm = masked(s, share, n, row, h)
         if whole:
             if _seq.range_of(share, H, TILE, &j0, &j1):
-                hm = masked(s, n, row, j0, j1, h)
                 K.gru_step(n, H, j0, j1, i & 1, s.gate, s.inputs,
                            <real_t *>s.x + row * s.inputs if s.x != NULL else NULL,
                            <real_t *>s.packed_ih, ax if s.lds else <real_t *>s.start, s.lds, bias_n,
@@ -138,15 +162,8 @@ cdef void forward_after(const Gru *s, _seq.Share *share, const real_t *w_hh) noe
                 memcpy(h, new, n * H * sizeof(real_t))
             _seq.meet(share)
             continue
-        hm = masked(s, n, row, 0, H, h)
         if s.gain_hh != NULL:
-            gemm_weights(n, 3 * H, H, hm, H, w_hh, <real_t *>s.packed_hh, <real_t>0,
-                         <real_t *>s.ah, 3 * H)
-            K.gru_norm_forward(n, H, s.gate, <real_t>EPS, <real_t *>s.ah, <real_t *>s.gain_hh, ax,
-                               bias_n, a, <real_t *>s.hhat + row * 3 * H if s.keep else NULL,
-                               <real_t *>s.h_rstd + row if s.keep else NULL,
-                               <real_t *>s.u + row * H if s.keep else NULL, h, h, y,
-                               s.ldy)  # F2 .. F5
+            norm_step(s, share, n, row, hm, w_hh)
             continue
         for b in range(n):
             memcpy(a + b * 3 * H, ax + b * 3 * H, 2 * H * sizeof(real_t))
@@ -177,8 +194,8 @@ cdef void forward_before(const Gru *s, _seq.Share *share, const real_t *w_hh) no
         rh = <real_t *>s.rh + (row * H if s.keep else 0)
         y = <real_t *>s.y + row * s.ldy
         _seq.begin_step(&s.q, t, share, H, TILE, h)
+        hm = masked(s, share, n, row, h)
         if s.packed_hh == NULL:
-            hm = masked(s, n, row, 0, H, h)
             gemm_weights(n, 2 * H, H, hm, H, w_hh, NULL, <real_t>1, a, 3 * H)  # F2
             K.gru_before_gates(n, H, s.gate, a, hm, rh)  # F3
             gemm_weights(n, H, H, rh, H, w_hh + 2 * H * H, NULL, <real_t>1, a + 2 * H, 3 * H)
@@ -187,7 +204,6 @@ cdef void forward_before(const Gru *s, _seq.Share *share, const real_t *w_hh) no
         x = <real_t *>s.x + row * s.inputs if s.x != NULL else NULL
         start = a if s.lds else <real_t *>s.start
         if _seq.range_of(share, H, TILE, &j0, &j1):
-            hm = masked(s, n, row, j0, j1, h)
             K.gru_before_gates_step(n, H, j0, j1, i & 1, s.gate, s.inputs, x,
                                     <real_t *>s.packed_ih, start, s.lds, hm,
                                     <real_t *>s.packed_hh, a if s.keep else NULL, a + H, 3 * H,
@@ -219,11 +235,16 @@ cdef void backward_after(const Gru *s, _seq.Share *share, const real_t *w_hh) no
         later, da = da, <real_t *>s.dm + row * 3 * H
         dy = <real_t *>s.dy + row * H if s.dy != NULL else NULL
         if s.gain_hh != NULL:
-            K.gru_norm_backward(n, H, s.gate, <real_t *>s.gates + row * 3 * H,
-                                <real_t *>s.u + row * H, <real_t *>s.h_prev + row * H,
-                                <real_t *>s.gain_hh, <real_t *>s.hhat + row * 3 * H,
-                                <real_t *>s.h_rstd + row, dh, dy, H, <real_t *>s.dax + row * 3 * H,
-                                <real_t *>s.dah + row * 3 * H, da)  # B1 .. B4
+            _seq.meet(share)  # whole rows of dh
+            if _seq.range_of(share, n, 1, &j0, &j1):
+                row += j0
+                K.gru_norm_backward(j1 - j0, H, s.gate, <real_t *>s.gates + row * 3 * H,
+                                    <real_t *>s.u + row * H, <real_t *>s.h_prev + row * H,
+                                    <real_t *>s.gain_hh, <real_t *>s.hhat + row * 3 * H,
+                                    <real_t *>s.h_rstd + row, dh + j0 * H,
+                                    dy + j0 * H if dy != NULL else NULL, H,
+                                    <real_t *>s.dax + row * 3 * H, <real_t *>s.dah + row * 3 * H,
+                                    <real_t *>s.dm + row * 3 * H)  # B1 .. B4
         elif _seq.range_of(share, H, PANEL, &j0, &j1):
             if m > n:
                 gemm_units(i & 1, m - n, j0, j1, 3 * H, later + n * 3 * H, 3 * H, w_hh, packed,
@@ -240,8 +261,8 @@ cdef void backward_after(const Gru *s, _seq.Share *share, const real_t *w_hh) no
         if _seq.range_of(share, H, PANEL, &j0, &j1):
             gemm_units(i & 1, n, j0, j1, 3 * H, da, 3 * H, w_hh, packed,
                        <real_t>1 if s.mask == NULL else <real_t>0, into, H)  # B5
-        if s.mask != NULL:
-            K.multiply_add(n * H, into, <real_t *>s.mask, dh)
+            if s.mask != NULL:
+                _seq.multiply_add_units(n, H, j0, j1, into, <real_t *>s.mask, dh)
         _seq.zero_share(&s.q, t, share, H, PANEL, dh)
 
 
@@ -277,9 +298,9 @@ cdef void backward_before(const Gru *s, _seq.Share *share, const real_t *w_hh) n
         _seq.meet(share)
         hm = <real_t *>s.hm + row * H
         dhm = dh if s.mask == NULL else <real_t *>s.dhm
-        if s.mask != NULL:
-            memset(dhm, 0, n * H * sizeof(real_t))
         if _seq.range_of(share, H, PANEL, &j0, &j1):
+            if s.mask != NULL:
+                _seq.zero_units(n, H, j0, j1, dhm)
             if not whole:
                 gemm_units(False, n, j0, j1, H, da + 2 * H, 3 * H, w_hh + 2 * H * H, panels_n,
                            <real_t>0, drh, H)
@@ -292,8 +313,8 @@ cdef void backward_before(const Gru *s, _seq.Share *share, const real_t *w_hh) n
             continue
         if _seq.range_of(share, H, PANEL, &j0, &j1):
             gemm_units(i & 1, n, j0, j1, 2 * H, da, 3 * H, w_hh, packed, <real_t>1, dhm, H)  # B5
-        if s.mask != NULL:
-            K.multiply_add(n * H, dhm, <real_t *>s.mask, dh)
+            if s.mask != NULL:
+                _seq.multiply_add_units(n, H, j0, j1, dhm, <real_t *>s.mask, dh)
         _seq.zero_share(&s.q, t, share, H, PANEL, dh)
 
 
@@ -326,10 +347,9 @@ cdef void backward_task(void *arg, _seq.Share *share) noexcept nogil:
 
 
 cdef _seq.Division division(Gru *s, _seq.share_task *task):
-    """Hidden units are divided where no step needs sums over them, or h_{t-1} in two forms."""
     cdef _seq.Division d
     d.s, d.size, d.q, d.task, d.shift = s, sizeof(Gru), &s.q, task, shift
-    d.H = s.H if s.gain_hh == NULL and s.mask == NULL else 0
+    d.H = s.H
     d.weights = 3 * s.H * (s.H + s.inputs)
     return d
 

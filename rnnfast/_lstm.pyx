@@ -10,6 +10,7 @@ from rnnfast._memory cimport empty
 from rnnfast._product cimport (
     PANEL,
     TILE,
+    gemm_columns,
     gemm_units,
     gemm_weights,
     inside,
@@ -94,6 +95,30 @@ cdef inline real_t *at(void *p, Py_ssize_t offset, const real_t *unused) noexcep
     return <real_t *>p + offset if p != NULL else NULL
 
 
+cdef void norm_step(const Lstm *s, _seq.Share *share, Py_ssize_t n, Py_ssize_t row,
+                    const real_t *hm, real_t *out, const real_t *w_hh) noexcept nogil:
+    """A step with layer norm: a share's columns of the product, then its rows of all the rest."""
+    cdef Py_ssize_t H = s.H, W = s.G * H, first, last, r
+    cdef real_t *c = <real_t *>s.c
+    if _seq.range_of(share, W, PANEL, &first, &last):
+        gemm_columns(n, first, last, W, s.P, hm, w_hh, <real_t *>s.packed_hh, <real_t *>s.ah)
+    _seq.meet(share)
+    if not _seq.range_of(share, n, 1, &first, &last):
+        return
+    r = row + first
+    K.lstm_norm_forward(last - first, H, &s.opt, <real_t>EPS, <real_t *>s.ah + first * W,
+                        <real_t *>s.gain_hh, <real_t *>s.gain_c, <real_t *>s.bias_c,
+                        <real_t *>s.a + r * W, <real_t *>s.peephole, c + first * H,
+                        <real_t *>s.cn + first * H, at(s.hhat, r * W, w_hh),
+                        at(s.h_rstd, r, w_hh), at(s.chat, r * H, w_hh),
+                        at(s.c_rstd, r, w_hh),
+                        at(s.tanh_c, r * H, w_hh), out + first * H,
+                        <real_t *>s.y + r * s.ldy if s.w_hr == NULL else NULL,
+                        s.ldy)  # F2 .. F5
+    if s.c_t != NULL:
+        _seq.copy_units(last - first, H, 0, H, c + first * H, <real_t *>s.c_t + r * H)
+
+
 cdef void forward(const Lstm *s, _seq.Share *share, const real_t *w_hh) noexcept nogil:
     """All steps; the hidden units of a share where `division` allows it."""
     cdef Py_ssize_t H = s.H, P = s.P, W = s.G * s.H, i, t, n, row, kept, j0, j1
@@ -118,10 +143,12 @@ cdef void forward(const Lstm *s, _seq.Share *share, const real_t *w_hh) noexcept
         y = <real_t *>s.y + row * s.ldy
         _seq.zero_share(&s.q, t, share, H, TILE, c)
         _seq.begin_step(&s.q, t, share, P, TILE, h)
-        if s.mask != NULL:
-            K.multiply(n * P, h, <real_t *>s.mask, hm)
-        if share.workers > 1:
+        if s.mask == NULL:
             hm = h
+        else:
+            if _seq.range_of(share, P, TILE, &j0, &j1):
+                _seq.multiply_units(n, P, j0, j1, h, <real_t *>s.mask, hm)
+            _seq.meet(share)
         out = <real_t *>s.m + kept * H if projected else new if whole else h
         tanh_c = at(s.tanh_c, kept * H, w_hh)
         if s.keep and _seq.range_of(share, P, TILE, &j0, &j1):
@@ -135,21 +162,14 @@ cdef void forward(const Lstm *s, _seq.Share *share, const real_t *w_hh) noexcept
                             <real_t *>s.packed_hh, <real_t *>s.peephole, c,
                             a if s.keep else NULL, tanh_c, out,
                             y if not projected else NULL, s.ldy)  # F1 .. F5
-            elif normed:
-                gemm_weights(n, W, P, hm, P, w_hh, <real_t *>s.packed_hh, <real_t>0,
-                             <real_t *>s.ah, W)
-                K.lstm_norm_forward(n, H, &s.opt, <real_t>EPS, <real_t *>s.ah,
-                                    <real_t *>s.gain_hh, <real_t *>s.gain_c, <real_t *>s.bias_c, a,
-                                    <real_t *>s.peephole, c, <real_t *>s.cn,
-                                    at(s.hhat, row * W, w_hh), at(s.h_rstd, row, w_hh),
-                                    at(s.chat, row * H, w_hh), at(s.c_rstd, row, w_hh), tanh_c, out,
-                                    y if not projected else NULL, s.ldy)  # F2 .. F5
-            else:
+            elif not normed:
                 gemm_weights(n, W, P, hm, P, w_hh, NULL, <real_t>1, a, W)  # F2
                 K.lstm_forward(n, H, &s.opt, a, <real_t *>s.peephole, c, tanh_c, out,
                                y if not projected else NULL, s.ldy)  # F3, F4, F5
-            if s.c_t != NULL:
+            if s.c_t != NULL and not normed:
                 _seq.copy_units(n, H, j0, j1, c, <real_t *>s.c_t + row * H)
+        if normed:
+            norm_step(s, share, n, row, hm, out, w_hh)
         if projected and s.packed_hr != NULL:
             _seq.meet(share)
             if _seq.range_of(share, P, TILE, &j0, &j1):
@@ -209,13 +229,19 @@ cdef void backward(const Lstm *s, _seq.Share *share, const real_t *w_hh) noexcep
                 gemm_units(i & 1, n, j0, j1, P, dp, P, <real_t *>s.w_hr, <real_t *>s.panels_hr,
                            <real_t>0, d, H)
         if normed:
-            K.lstm_norm_backward(n, H, &s.opt, gates, <real_t *>s.peephole,
-                                 <real_t *>s.c_prev + row * H, tanh_c, at(s.c_t, row * H, w_hh),
-                                 <real_t *>s.gain_hh, <real_t *>s.hhat + row * W,
-                                 <real_t *>s.h_rstd + row, <real_t *>s.gain_c,
-                                 <real_t *>s.chat + row * H, <real_t *>s.c_rstd + row, d, dy, H,
-                                 <real_t *>s.dcn + row * H, <real_t *>s.cn, dc, da,
-                                 dah)  # B1 .. B5
+            _seq.meet(share)  # whole rows of dE/dh and dE/dc
+            if _seq.range_of(share, n, 1, &j0, &j1):
+                row += j0
+                K.lstm_norm_backward(j1 - j0, H, &s.opt, <real_t *>s.a + row * W,
+                                     <real_t *>s.peephole, <real_t *>s.c_prev + row * H,
+                                     <real_t *>s.tanh_c + row * H, at(s.c_t, row * H, w_hh),
+                                     <real_t *>s.gain_hh, <real_t *>s.hhat + row * W,
+                                     <real_t *>s.h_rstd + row, <real_t *>s.gain_c,
+                                     <real_t *>s.chat + row * H, <real_t *>s.c_rstd + row,
+                                     d + j0 * H, dy + j0 * H if dy != NULL else NULL, H,
+                                     <real_t *>s.dcn + row * H, <real_t *>s.cn + j0 * H,
+                                     dc + j0 * H, <real_t *>s.da + row * W,
+                                     <real_t *>s.dah + row * W)  # B1 .. B5
         elif _seq.range_of(share, H, PANEL, &j0, &j1):
             if m > n:
                 gemm_units(i & 1, m - n, j0, j1, k, ahead + n * k, k, w_hh, packed, <real_t>0,
@@ -231,8 +257,8 @@ cdef void backward(const Lstm *s, _seq.Share *share, const real_t *w_hh) noexcep
         if _seq.range_of(share, P, PANEL, &j0, &j1):
             gemm_units(i & 1, n, j0, j1, W, dah, W, w_hh, <real_t *>s.panels_hh, <real_t>0, dh,
                        P)  # B6
-        if s.mask != NULL:
-            K.multiply(n * P, dh, <real_t *>s.mask, dh)
+            if s.mask != NULL:
+                _seq.multiply_units(n, P, j0, j1, dh, <real_t *>s.mask, dh)
         _seq.zero_share(&s.q, t, share, P, PANEL, dh)
         _seq.zero_share(&s.q, t, share, H, PANEL, dc)
 
@@ -254,10 +280,9 @@ cdef void backward_task(void *arg, _seq.Share *share) noexcept nogil:
 
 
 cdef _seq.Division division(Lstm *s, _seq.share_task *task):
-    """Hidden units are divided where no step needs sums over them, or h_{t-1} in two forms."""
     cdef _seq.Division d
     d.s, d.size, d.q, d.task, d.shift = s, sizeof(Lstm), &s.q, task, shift
-    d.H = s.H if s.gain_hh == NULL and s.mask == NULL else 0
+    d.H = s.H
     d.weights = s.G * s.H * (s.P + s.inputs) + (s.P * s.H if s.w_hr != NULL else 0)
     return d
 

@@ -19,6 +19,11 @@ cdef void gemm_weights(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const real_t *a
                        const real_t *w, const real_t *packed, real_t beta, real_t *c,
                        Py_ssize_t ldc) noexcept nogil
 
+# Columns first to last, multiples of PANEL or n, of C [m,n] = A W^T, A and C contiguous.
+cdef void gemm_columns(Py_ssize_t m, Py_ssize_t first, Py_ssize_t last, Py_ssize_t n, Py_ssize_t k,
+                       const real_t *a, const real_t *w, const real_t *packed,
+                       real_t *c) noexcept nogil
+
 cdef enum:
     PANEL = 64  # RF_PANEL and RF_TILE of csrc/kernels_tmpl.h
     TILE = 16

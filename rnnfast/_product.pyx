@@ -85,6 +85,13 @@ cdef void gemm_weights(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const real_t *a
         blas_f64(False, True, m, n, k, a, lda, w, k, beta, c, ldc)
 
 
+cdef void gemm_columns(Py_ssize_t m, Py_ssize_t first, Py_ssize_t last, Py_ssize_t n, Py_ssize_t k,
+                       const real_t *a, const real_t *w, const real_t *packed,
+                       real_t *c) noexcept nogil:
+    gemm_weights(m, last - first, k, a, k, w + first * k if w != NULL else NULL,
+                 packed + first * k if packed != NULL else NULL, <real_t>0, c + first, n)
+
+
 cdef void gemm_units(bint back, Py_ssize_t m, Py_ssize_t first, Py_ssize_t last, Py_ssize_t k,
                      const real_t *a, Py_ssize_t lda, const real_t *w, const real_t *packed,
                      real_t beta, real_t *c, Py_ssize_t n) noexcept nogil:

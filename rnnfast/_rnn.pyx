@@ -77,10 +77,12 @@ cdef void forward(const Rnn *s, _seq.Share *share, const real_t *w_hh) noexcept 
         y = <real_t *>s.y + row * s.ldy
         a = <real_t *>s.a + row * H if s.a != NULL else NULL
         _seq.begin_step(&s.q, t, share, H, TILE, h)
-        if s.mask != NULL:
-            K.multiply(n * H, h, <real_t *>s.mask, hm)
-        else:
+        if s.mask == NULL:
             hm = h
+        else:
+            if _seq.range_of(share, H, TILE, &j0, &j1):
+                _seq.multiply_units(n, H, j0, j1, h, <real_t *>s.mask, hm)
+            _seq.meet(share)
         if s.packed_hh == NULL:
             if s.h_prev != NULL:
                 memcpy(<real_t *>s.h_prev + row * H, hm, n * H * sizeof(real_t))
@@ -135,8 +137,8 @@ cdef void backward(const Rnn *s, _seq.Share *share, const real_t *w_hh) noexcept
             continue
         if _seq.range_of(share, H, PANEL, &j0, &j1):
             gemm_units(i & 1, n, j0, j1, H, da, H, w_hh, packed, <real_t>0, dh, H)  # B3
-        if s.mask != NULL:
-            K.multiply(n * H, dh, <real_t *>s.mask, dh)
+            if s.mask != NULL:
+                _seq.multiply_units(n, H, j0, j1, dh, <real_t *>s.mask, dh)
         _seq.zero_share(&s.q, t, share, H, PANEL, dh)
 
 
@@ -157,10 +159,9 @@ cdef void backward_task(void *arg, _seq.Share *share) noexcept nogil:
 
 
 cdef _seq.Division division(Rnn *s, _seq.share_task *task):
-    """Hidden units are divided where a step needs nothing else of the whole layer than h_{t-1}."""
     cdef _seq.Division d
     d.s, d.size, d.q, d.task, d.shift = s, sizeof(Rnn), &s.q, task, shift
-    d.H = s.H if s.mask == NULL else 0
+    d.H = s.H
     d.weights = s.H * (s.H + s.inputs)
     return d
 

@@ -74,6 +74,12 @@ cdef void copy_units(Py_ssize_t rows, Py_ssize_t H, Py_ssize_t first, Py_ssize_t
                      const real_t *source, real_t *to) noexcept nogil
 cdef void add_units(Py_ssize_t rows, Py_ssize_t H, Py_ssize_t first, Py_ssize_t last,
                     const real_t *source, real_t *to) noexcept nogil
+cdef void multiply_units(Py_ssize_t rows, Py_ssize_t H, Py_ssize_t first, Py_ssize_t last,
+                         const real_t *x, const real_t *y, real_t *out) noexcept nogil
+cdef void multiply_add_units(Py_ssize_t rows, Py_ssize_t H, Py_ssize_t first, Py_ssize_t last,
+                             const real_t *x, const real_t *y, real_t *out) noexcept nogil
+cdef void zero_units(Py_ssize_t rows, Py_ssize_t H, Py_ssize_t first, Py_ssize_t last,
+                     real_t *out) noexcept nogil
 
 # p + n rows of `size` bytes, or NULL.
 cdef inline void *below(void *p, Py_ssize_t n, Py_ssize_t size) noexcept nogil:

@@ -287,6 +287,33 @@ cdef void add_units(Py_ssize_t rows, Py_ssize_t H, Py_ssize_t first, Py_ssize_t 
         K.add(last - first, source + b * H + first, to + b * H + first)
 
 
+cdef void multiply_units(Py_ssize_t rows, Py_ssize_t H, Py_ssize_t first, Py_ssize_t last,
+                         const real_t *x, const real_t *y, real_t *out) noexcept nogil:
+    """out = x y, in units first to last of so many rows of H."""
+    cdef Py_ssize_t b
+    if last - first == H:
+        K.multiply(rows * H, x, y, out)
+        return
+    for b in range(rows):
+        K.multiply(last - first, x + b * H + first, y + b * H + first, out + b * H + first)
+
+
+cdef void multiply_add_units(Py_ssize_t rows, Py_ssize_t H, Py_ssize_t first, Py_ssize_t last,
+                             const real_t *x, const real_t *y, real_t *out) noexcept nogil:
+    """out += x y, in units first to last of so many rows of H."""
+    cdef Py_ssize_t b
+    for b in range(rows):
+        K.multiply_add(last - first, x + b * H + first, y + b * H + first, out + b * H + first)
+
+
+cdef void zero_units(Py_ssize_t rows, Py_ssize_t H, Py_ssize_t first, Py_ssize_t last,
+                     real_t *out) noexcept nogil:
+    """out = 0, in units first to last of so many rows of H."""
+    cdef Py_ssize_t b
+    for b in range(rows):
+        memset(out + b * H + first, 0, (last - first) * sizeof(real_t))
+
+
 cdef bint resets_at(const Packed *q, Py_ssize_t t) noexcept nogil:
     """Whether any sequence begins anew at step t."""
     cdef Py_ssize_t b

@@ -16,6 +16,7 @@ from rnnfast._memory cimport allocate, empty
 from rnnfast._product cimport (
     PANEL,
     TILE,
+    gemm_columns,
     gemm_weights,
     in_place,
     inside_size,
@@ -96,26 +97,39 @@ cdef void norm_inputs(const Cell *s, Py_ssize_t N, real_t *a) noexcept nogil:
                              a + i * W, &rstd, a + i * W, False)
 
 
-cdef void normed_step(Cell *s, Py_ssize_t B, const real_t *x, real_t *a, real_t *out, real_t *y,
-                      Py_ssize_t ldy) noexcept nogil:
-    """A step with layer norm without its projection; a: [B, G H] the normed inputs' part, unless x
-    has the inputs."""
-    cdef Py_ssize_t H = s.H, W = s.G * H
+cdef void normed_step(Cell *s, Share *share, Py_ssize_t B, const real_t *x, real_t *a, real_t *out,
+                      real_t *y, Py_ssize_t ldy) noexcept nogil:
+    """A step with layer norm without its projection: a share's columns of the products, then its
+    rows of all the rest. a: [B, G H] the normed inputs' part, unless x has the inputs."""
+    cdef Py_ssize_t H = s.H, W = s.G * H, first, last, n
     if x != NULL:
         a = <real_t *>s.a
-        gemm_weights(B, W, s.inputs, x, s.inputs, <real_t *>NULL, <real_t *>s.w_ih, <real_t>0, a, W)
-        norm_inputs(s, B, a)
-    gemm_weights(B, W, s.P, <real_t *>s.h, s.P, <real_t *>NULL, <real_t *>s.w_hh, <real_t>0,
-                 <real_t *>s.ah, W)
+    if range_of(share, W, PANEL, &first, &last):
+        if x != NULL:
+            gemm_columns(B, first, last, W, s.inputs, x, <real_t *>NULL, <real_t *>s.w_ih, a)
+        gemm_columns(B, first, last, W, s.P, <real_t *>s.h, <real_t *>NULL, <real_t *>s.w_hh,
+                     <real_t *>s.ah)
+    meet(share)
+    if not range_of(share, B, 1, &first, &last):
+        return
+    n = last - first
+    a += first * W
+    if y != NULL:
+        y += first * ldy
+    if x != NULL:
+        norm_inputs(s, n, a)
     if s.kind == LSTM:
-        K.lstm_norm_forward(B, H, &s.opt, <real_t>EPS, <real_t *>s.ah, <real_t *>s.gain_hh,
-                            <real_t *>s.gain_c, <real_t *>s.bias_c, a, <real_t *>s.peephole,
-                            <real_t *>s.c, <real_t *>s.cn, <real_t *>NULL, <real_t *>NULL,
-                            <real_t *>NULL, <real_t *>NULL, <real_t *>NULL, out, y, ldy)
+        K.lstm_norm_forward(n, H, &s.opt, <real_t>EPS, <real_t *>s.ah + first * W,
+                            <real_t *>s.gain_hh, <real_t *>s.gain_c, <real_t *>s.bias_c, a,
+                            <real_t *>s.peephole, <real_t *>s.c + first * H,
+                            <real_t *>s.cn + first * H, <real_t *>NULL, <real_t *>NULL,
+                            <real_t *>NULL, <real_t *>NULL, <real_t *>NULL, out + first * H, y,
+                            ldy)
     else:
-        K.gru_norm_forward(B, H, s.act, <real_t>EPS, <real_t *>s.ah, <real_t *>s.gain_hh, a,
-                           <real_t *>s.bias_n, <real_t *>s.gates, <real_t *>NULL, <real_t *>NULL,
-                           <real_t *>NULL, <real_t *>s.h, out, y, ldy)
+        K.gru_norm_forward(n, H, s.act, <real_t>EPS, <real_t *>s.ah + first * W,
+                           <real_t *>s.gain_hh, a, <real_t *>s.bias_n,
+                           <real_t *>s.gates + first * W, <real_t *>NULL, <real_t *>NULL,
+                           <real_t *>NULL, <real_t *>s.h + first * H, out + first * H, y, ldy)
 
 
 cdef void step(Cell *s, Share *share, Py_ssize_t B, const real_t *x, const real_t *start,
@@ -128,10 +142,10 @@ cdef void step(Cell *s, Share *share, Py_ssize_t B, const real_t *x, const real_
     cdef real_t *to = NULL if s.projected else y
     cdef const real_t *w_ih = <real_t *>s.w_ih if x != NULL else NULL
     cdef K.rf_act identity
-    if range_of(share, H, TILE, &j0, &j1):
-        if s.normed:
-            normed_step(s, B, x, <real_t *>start, out, to, ldy)
-        elif s.kind == LSTM:
+    if s.normed:
+        normed_step(s, share, B, x, <real_t *>start, out, to, ldy)
+    elif range_of(share, H, TILE, &j0, &j1):
+        if s.kind == LSTM:
             K.lstm_step(B, H, j0, j1, s.back, &s.opt, s.inputs, x, w_ih, start, lds, s.P, h,
                         <real_t *>s.w_hh, <real_t *>s.peephole, <real_t *>s.c, <real_t *>NULL,
                         <real_t *>NULL, out, to, ldy)
@@ -245,6 +259,7 @@ cdef void run_share(Cell *s, const Job *job, Py_ssize_t b, Py_ssize_t n, Share *
                     const real_t *x, real_t *a, real_t *y) noexcept nogil:
     """All steps of a share, for n sequences from b on; x, a, y: of the whole batch."""
     cdef Py_ssize_t W = s.G * s.H, B = job.B, T = job.T, count = T, done = 0, steps, i, t, row
+    cdef Py_ssize_t first, last
     cdef bint all_steps = x != NULL and s.w_ih == NULL  # one product for many steps
     cdef const real_t *x_t
     cdef const real_t *start
@@ -257,8 +272,8 @@ cdef void run_share(Cell *s, const Job *job, Py_ssize_t b, Py_ssize_t n, Share *
             row = (T - done - steps if s.reverse else done) * B
             inputs_product(s, share, steps * B, x + row * s.inputs, a)
             meet(share)
-            if s.normed:
-                norm_inputs(s, steps * B, a)
+            if s.normed and range_of(share, steps * B, 1, &first, &last):
+                norm_inputs(s, last - first, a + first * W)
         for i in range(steps):
             t = T - 1 - done - i if s.reverse else done + i
             if x == NULL:
@@ -324,7 +339,7 @@ cdef void run_job(Job *job) noexcept nogil:
                            + (s.P * s.H if s.projected else 0))
     cdef bint rows = job.x == NULL or s.w_ih != NULL  # not with a product over the whole batch
     cdef _seq.Plan plan = _seq.plan(job.T, job.B if rows else 1, job.directions, weights,
-                                    0 if s.normed else s.H)
+                                    s.H)
     cdef K.rf_fpmode mode = K.enter()
     cdef int d
     job.parts = plan.parts

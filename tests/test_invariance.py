@@ -203,6 +203,10 @@ def test_any_number_of_threads(cell, options, dtype, use_threads):
 
 HALVES = [(cell, {}) for cell in LAYERS]  # and what needs all units in the middle of a step
 HALVES += [("lstm", {"proj_size": 150}), ("gru", {"reset_after": False})]
+HALVES += [(cell, {"recurrent_dropout": 0.3, **options}) for cell, options in HALVES]
+HALVES += [("lstm", {"layer_norm": True, "proj_size": 150, "recurrent_dropout": 0.3}),
+           ("lstm", {"layer_norm": True, "peephole": True}), ("gru", {"layer_norm": True}),
+           ("gru", {"layer_norm": True, "recurrent_dropout": 0.3})]  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -213,17 +217,22 @@ def test_few_sequences_on_any_number_of_threads(cell, options, B, bidirectional,
                                                 use_threads):  # fmt: skip
     """So many weights that the hidden units are divided; 330 divide evenly into nothing."""
     rng = np.random.default_rng(6)
+
+    def everything_of_a_new_layer(resets=None):  # whose dropout draws the same again
+        layer = LAYERS[cell](70, 330, bidirectional=bidirectional, dtype=dtype, seed=3, **options)
+        return everything(layer, x, resets=resets)
+
     layer = LAYERS[cell](70, 330, bidirectional=bidirectional, dtype=dtype, seed=3, **options)
     x = rng.standard_normal((40, B, 70)).astype(dtype)
     resets = rng.random((40, B)) < 0.2 if B > 1 else None
     use_threads(1)
-    want = everything(layer, x)
-    begun_anew = everything(layer, x, resets=resets)
+    want = everything_of_a_new_layer()
+    begun_anew = everything_of_a_new_layer(resets)
     for threads in (2, 3, 7):
         use_threads(threads)
-        for name, got in everything(layer, x).items():
+        for name, got in everything_of_a_new_layer().items():
             same_bits(got, want[name], f"{name} with {threads} threads")
-        for name, got in everything(layer, x, resets=resets).items():
+        for name, got in everything_of_a_new_layer(resets).items():
             same_bits(got, begun_anew[name], f"{name} with resets and {threads} threads")
         if not bidirectional:
             stream = layer.stream(B)
