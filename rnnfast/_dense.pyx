@@ -21,6 +21,7 @@ from rnnfast._product cimport (
     product_in_place,
 )
 from rnnfast._seq cimport data, matrix, optional_vector, vector
+from rnnfast._types cimport EPS
 
 from rnnfast._seq import scatter_add
 
@@ -29,7 +30,6 @@ from rnnfast import _product
 cnp.import_array()
 _product.ready()
 
-cdef double EPS = 1e-5  # layer norm's epsilon, as in reference.sequence
 # Our own product computes dW as its transpose, whose vectors run over the gates, where there are
 # fewer inputs than this and enough rows to pay for turning dW twice (docs/performance.md).
 cdef Py_ssize_t INPUTS_TURNED = 384

@@ -20,7 +20,7 @@ from rnnfast._product cimport (
     panels,
 )
 from rnnfast._seq cimport Packed, matrix, optional_matrix, optional_vector, time_of, vector
-from rnnfast._types cimport real_t
+from rnnfast._types cimport EPS, real_t
 
 from rnnfast._dense import (
     bias_sums,
@@ -38,8 +38,6 @@ from rnnfast import _product
 
 cnp.import_array()
 _product.ready()
-
-cdef double EPS = 1e-5  # layer norm's epsilon, as in reference.sequence
 
 
 # The arrays of one call; NULL where the variant or the mode has no use for one.

@@ -25,7 +25,7 @@ from rnnfast._product cimport (
     product_in_place,
 )
 from rnnfast._seq cimport Share, data, matrix, meet, range_of, vector
-from rnnfast._types cimport real_t
+from rnnfast._types cimport EPS, real_t
 
 cnp.import_array()
 
@@ -33,7 +33,6 @@ cdef enum:
     RNN, LSTM, GRU
 
 KINDS = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
-cdef double EPS = 1e-5  # layer norm's epsilon, as in reference.sequence
 cdef enum:
     FEW_UNITS = 32  # RF_FEW_UNITS of csrc/step_tmpl.h
     BLOCK = 1024  # rows that one product of inputs covers: their sums stay in the nearer caches
