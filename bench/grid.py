@@ -1,6 +1,6 @@
 """Our layers beside other libraries over a grid of shapes: figures as JSON, a table, a plot.
 
-    taskset -c 0 python bench/grid.py [--threads N] [--seconds S] [--only TEXT] [--out FILE]
+    python bench/grid.py [--threads N] [--seconds S] [--only TEXT] [--out FILE]
 
 Libraries that are not installed are left out with a note. Every row is kept, won or lost.
 """
@@ -199,6 +199,12 @@ def plot(result, path):
     figure.savefig(path)
 
 
+def pin(threads):
+    """Keep this process and what it starts on so many CPUs: JAX has no other limit."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
+
+
 def main():
     """Run the grid."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -209,6 +215,7 @@ def main():
     args = parser.parse_args()
     for name in ("OMP", "OPENBLAS", "MKL", "RNNFAST"):
         os.environ[f"{name}_NUM_THREADS"] = str(args.threads)
+    pin(args.threads)
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "14")  # else its threads spin for 30 ms
     from rnnfast import _bench, _peers, get_isa
 

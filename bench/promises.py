@@ -1,7 +1,7 @@
 """Speed goals that a grid of shapes beside other libraries (bench/grid.py) does not show: ragged
 batches, denormals, single steps, a whole training step, threads, the core's peak, memory.
 
-    taskset -c 1 python bench/promises.py [--only TEXT] [--seconds S] [--blas] [--out FILE]
+    python bench/promises.py [--only TEXT] [--seconds S] [--blas] [--out FILE]
 
 What is compared takes turns in one process on one thread. Only two threads ask for a second CPU,
 past an affinity mask of one, and memory for processes of its own. Every row is kept, met or not.
@@ -401,6 +401,7 @@ def main():
     for name in ("torch", "onnxruntime"):
         if not importlib.util.find_spec(name):
             print(f"left out: {name} is not installed")
+    grid.pin(1)
     rows = []
     result = {"cpu": grid.cpu(), "rows": []}
     for name, section in SECTIONS.items():
