@@ -29,6 +29,8 @@ static RF_ATOMIC int asked;          /* 0: nobody asked for a number */
 static RF_ATOMIC int default_most = 1;
 static RF_ATOMIC int default_exact = 1;
 static RF_THREAD int share;          /* 0: none */
+static RF_THREAD int crowded;        /* what this thread's last gang found, */
+static RF_THREAD int skipped;        /* and how many had to do without others since */
 
 #if defined(__linux__)
 
@@ -71,7 +73,12 @@ int rnnfast_get_num_threads(void) {
     return own > 0 && own < n ? own : n;
 }
 
-void rnnfast_set_num_threads(int n) { asked = n < 1 || n == default_threads() ? 0 : n; }
+void rf_pool_try_anew(void) { crowded = skipped = 0; }
+
+void rnnfast_set_num_threads(int n) {
+    asked = n < 1 || n == default_threads() ? 0 : n;
+    rf_pool_try_anew();
+}
 
 void rf_threads_default(int most, int exact) {
     default_most = most < 1 ? 1 : most;
@@ -121,10 +128,15 @@ int rf_pool_barrier(rf_gang *gang) {
 enum {
     MOST_WORKERS = 1023,
     LINE = 64,
-    SPIN_NS = 20000, /* about what putting a thread to sleep and waking it costs */
-    LATE = 2,        /* rounds in a row that cost more than they saved: one thread goes on */
-    ALONE = 16,      /* for so many rounds */
-    STACK = 4 << 20, /* the thread sanitizer's thread-local memory alone takes 0.8 MiB of it */
+    IDLE_NS = 20000,  /* a thread without work looks for so long: about what the kernel takes to
+                         put it to sleep and to wake it */
+    WORK_NS = 200000, /* and so long for others at the same work: a virtual machine's CPU took up
+                         to 140 us to come back; who sleeps meanwhile makes the others wait next */
+    LATE = 2,         /* rounds in a row that cost more than they saved: one thread goes on */
+    ALONE = 16,       /* for so many rounds; */
+    MOST_ALONE = 512, /* twice as many each time, where they were longer away than WORK_NS */
+    AWAY = 2,
+    STACK = 4 << 20,  /* the thread sanitizer's thread-local memory alone takes 0.8 MiB of it */
 };
 
 /* Where threads wait for a word to change. The waiter counts itself as a sleeper before it looks at
@@ -155,13 +167,14 @@ static int64_t now_ns(void) {
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-/* Look for a while, then sleep. Looking is a loss where the other thread waits for this CPU, be it
+/* Look for `ns`, then sleep. Looking is a loss where the other thread waits for this CPU, be it
  * for other programs' load. So after two waits in a row that looked in vain only each 16th looks,
  * until one did not: `misses` counts. To yield instead would hand the CPU to the other programs. */
-static void wait_while(struct bell *b, atomic_int *word, int value, atomic_int *misses) {
+static void wait_while(struct bell *b, atomic_int *word, int value, int64_t ns,
+                       atomic_int *misses) {
     const int n = atomic_load_explicit(misses, memory_order_relaxed);
     if (n < 2 || n % 16 == 0) {
-        const int64_t end = now_ns() + SPIN_NS;
+        const int64_t end = now_ns() + ns;
         do
             for (int k = 0; k < 16; k++) {
                 if (atomic_load_explicit(word, memory_order_acquire) != value) {
@@ -184,8 +197,9 @@ static RF_THREAD int64_t round_began; /* when this thread left a gang's barrier,
 
 struct rf_gang {
     _Alignas(LINE) atomic_int arrived;
-    atomic_int late;    /* whether somebody waited too long in the round before */
+    atomic_int late;    /* whether somebody waited too long in the round before, or even AWAY */
     int lates;          /* in a row; the last to arrive has it */
+    int crowded;        /* likewise: about for how many rounds one went on alone the last time */
     _Alignas(LINE) atomic_int turn; /* on a line of its own: all who wait read it */
     atomic_int misses;
     int alone; /* what the last to arrive tells all */
@@ -257,7 +271,7 @@ static void *worker_main(void *self) {
     struct worker *w = self;
     atomic_int misses = 0;
     for (;;) {
-        wait_while(&w->bell, &w->state, IDLE, &misses);
+        wait_while(&w->bell, &w->state, IDLE, IDLE_NS, &misses);
         int expected = OFFERED;
         if (!atomic_compare_exchange_strong(&w->state, &expected, BUSY)) continue;
         struct run *run = w->run;
@@ -368,7 +382,7 @@ static int run_on(struct run *run, int threads) {
         int expected = OFFERED;
         if (run->task && atomic_compare_exchange_strong(&w->state, &expected, IDLE)) continue;
         while ((expected = atomic_load(&w->state)) != IDLE)
-            wait_while(&w->bell, &w->state, expected, &run->gang.misses);
+            wait_while(&w->bell, &w->state, expected, WORK_NS, &run->gang.misses);
     }
     if (first) give_back(first);
     return got + 1;
@@ -384,9 +398,20 @@ void rf_pool_run(int tasks, int threads, rf_task *f, void *arg) {
     run_on(&run, threads);
 }
 
+/* Where others had the CPUs to the end of a gang and for a while before, the next ones, the more the
+ * longer it lasts, are their caller's alone: each try costs about two times WORK_NS. */
 int rf_pool_run_gang(int threads, rf_gang_task *f, void *arg) {
     struct run run = {.gang_task = f, .arg = arg};
-    return run_on(&run, threads);
+    if (threads > 1 && skipped < crowded / ALONE - 1) {
+        skipped++;
+        threads = 1;
+    }
+    if (threads <= 1) return run_on(&run, 1);
+    run.gang.crowded = crowded;
+    const int number = run_on(&run, threads);
+    crowded = run.gang.crowded;
+    skipped = 0;
+    return number;
 }
 
 /* Whoever waits longer than the others' shares would have taken it says so, and the last to arrive
@@ -396,14 +421,24 @@ int rf_pool_barrier(rf_gang *g) {
     const int turn = atomic_load_explicit(&g->turn, memory_order_relaxed);
     if (atomic_fetch_add(&g->arrived, 1) + 1 < g->threads) {
         const int64_t arrived = now_ns(), worked = arrived - round_began;
-        wait_while(g->bell, &g->turn, turn, &g->misses);
+        wait_while(g->bell, &g->turn, turn, WORK_NS, &g->misses);
         round_began = now_ns();
-        if (round_began - arrived > worked * (g->threads - 1))
-            atomic_store_explicit(&g->late, 1, memory_order_relaxed);
+        const int64_t waited = round_began - arrived;
+        if (waited > worked * (g->threads - 1))
+            atomic_store_explicit(&g->late, waited > WORK_NS ? AWAY : 1, memory_order_relaxed);
         return g->alone;
     }
-    g->lates = atomic_exchange_explicit(&g->late, 0, memory_order_relaxed) ? g->lates + 1 : 0;
-    const int alone = g->lates >= LATE ? ALONE : 0;
+    const int late = atomic_exchange_explicit(&g->late, 0, memory_order_relaxed);
+    g->lates = late ? g->lates + 1 : 0;
+    int alone = 0;
+    if (g->lates >= LATE) {
+        alone = ALONE;
+        if (late == AWAY) {
+            alone = 2 * g->crowded;
+            alone = alone < ALONE ? ALONE : alone > MOST_ALONE ? MOST_ALONE : alone;
+            g->crowded = alone;
+        }
+    } else if (!late) g->crowded -= (g->crowded + 7) / 8;
     g->alone = alone;
     atomic_store_explicit(&g->arrived, 0, memory_order_relaxed);
     atomic_store(&g->turn, turn ^ 1);

@@ -20,11 +20,15 @@ typedef struct rf_gang rf_gang;
 typedef void rf_gang_task(void *arg, int worker, int threads, rf_gang *gang);
 
 /* Call f on 1 to `threads` threads that may meet at barriers; return how many there were, when all
- * are done. The caller is worker 0. */
+ * are done. The caller is worker 0. It is the only one for some runs after one whose other threads
+ * hardly ever came to the barriers, or until rf_pool_try_anew(). */
 int rf_pool_run_gang(int threads, rf_gang_task *f, void *arg);
 
+/* Forget what this thread's gangs have found; rnnfast_set_num_threads() does too. */
+void rf_pool_try_anew(void);
+
 /* Wait until all threads of the gang have called this as often; what they wrote before is then seen
- * by all. Spins for up to 20 us, unless that was in vain the times before, then sleeps.
+ * by all. Spins for up to 200 us, unless that was in vain the times before, then sleeps.
  * Returns the same to all: 0; or, where threads came so late that sharing the work cost more than it
  * saved (others may have taken their CPUs), for how many rounds worker 0 had better do all of it. */
 int rf_pool_barrier(rf_gang *gang);

@@ -127,7 +127,7 @@ cdef void norm_step(const Gru *s, _seq.Share *share, Py_ssize_t n, Py_ssize_t ro
 
 
 cdef void forward_after(const Gru *s, _seq.Share *share, const real_t *w_hh) noexcept nogil:
-    """All steps; the hidden units of a share where `division` allows it."""
+    """All steps, a share's part of each."""
     cdef Py_ssize_t H = s.H, i, t, n, row, kept, b, j0, j1
     cdef real_t *h = <real_t *>s.h
     cdef real_t *new = <real_t *>s.next
@@ -174,8 +174,8 @@ cdef void forward_after(const Gru *s, _seq.Share *share, const real_t *w_hh) noe
 
 
 cdef void forward_before(const Gru *s, _seq.Share *share, const real_t *w_hh) noexcept nogil:
-    """All steps; the hidden units of a share where `division` allows it. Between a step's halves
-    all units of r h have to be there."""
+    """All steps, a share's part of each. Between a step's halves all units of r h have to be
+    there."""
     cdef Py_ssize_t H = s.H, i, t, n, row, j0, j1
     cdef real_t *h = <real_t *>s.h
     cdef const real_t *hm
@@ -216,7 +216,7 @@ cdef void forward_before(const Gru *s, _seq.Share *share, const real_t *w_hh) no
 
 
 cdef void backward_after(const Gru *s, _seq.Share *share, const real_t *w_hh) noexcept nogil:
-    """All steps, last to first; the hidden units of a share where `division` allows it."""
+    """All steps, last to first, a share's part of each."""
     cdef Py_ssize_t H = s.H, i, t, n, row, j0, j1
     cdef Py_ssize_t m = 0  # rows whose B5 of the step before is still to be done, from da
     cdef real_t *dh = <real_t *>s.h
@@ -265,7 +265,7 @@ cdef void backward_after(const Gru *s, _seq.Share *share, const real_t *w_hh) no
 
 
 cdef void backward_before(const Gru *s, _seq.Share *share, const real_t *w_hh) noexcept nogil:
-    """All steps, last to first; the hidden units of a share where `division` allows it."""
+    """All steps, last to first, a share's part of each."""
     cdef Py_ssize_t H = s.H, i, t, n, row, j0, j1
     cdef Py_ssize_t m = 0  # rows whose B5 of the step before is still to be done, from da
     cdef real_t *dh = <real_t *>s.h

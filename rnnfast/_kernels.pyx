@@ -28,6 +28,7 @@ cdef extern from "rnnfast.h" nogil:
 cdef extern from "pool.h" nogil:
     void rf_pool_run(int tasks, int threads, rf_task *f, void *arg)
     int rf_pool_run_gang(int threads, rf_gang_task *f, void *arg)
+    void rf_pool_try_anew()
     int rf_pool_barrier(rf_gang *gang)
     int rnnfast_get_num_threads()
     void rnnfast_set_num_threads(int n)
@@ -249,6 +250,7 @@ def try_gang(int units, int steps, int threads):
     trial.units = units
     trial.steps = steps
     with nogil:
+        rf_pool_try_anew()  # the gang before may have found no CPU
         got = rf_pool_run_gang(threads, trial_gang, &trial)
     return h, got
 

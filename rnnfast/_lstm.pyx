@@ -118,7 +118,7 @@ cdef void norm_step(const Lstm *s, _seq.Share *share, Py_ssize_t n, Py_ssize_t r
 
 
 cdef void forward(const Lstm *s, _seq.Share *share, const real_t *w_hh) noexcept nogil:
-    """All steps; the hidden units of a share where `division` allows it."""
+    """All steps, a share's part of each."""
     cdef Py_ssize_t H = s.H, P = s.P, W = s.G * s.H, i, t, n, row, kept, j0, j1
     cdef real_t *h = <real_t *>s.h
     cdef real_t *new = <real_t *>s.next
@@ -186,7 +186,7 @@ cdef void forward(const Lstm *s, _seq.Share *share, const real_t *w_hh) noexcept
 
 
 cdef void backward(const Lstm *s, _seq.Share *share, const real_t *w_hh) noexcept nogil:
-    """All steps, last to first; the hidden units of a share where `division` allows it."""
+    """All steps, last to first, a share's part of each."""
     cdef Py_ssize_t H = s.H, P = s.P, W = s.G * s.H, i, t, n, row, j0, j1
     cdef real_t *dh = <real_t *>s.h
     cdef real_t *dc = <real_t *>s.c

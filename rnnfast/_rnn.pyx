@@ -61,7 +61,7 @@ cdef struct Rnn:
 
 
 cdef void forward(const Rnn *s, _seq.Share *share, const real_t *w_hh) noexcept nogil:
-    """All steps; the hidden units of a share where `division` allows it."""
+    """All steps, a share's part of each."""
     cdef Py_ssize_t H = s.H, i, t, n, row, j0, j1
     cdef real_t *h = <real_t *>s.h
     cdef real_t *hm = <real_t *>s.hm
@@ -111,7 +111,7 @@ cdef void forward(const Rnn *s, _seq.Share *share, const real_t *w_hh) noexcept 
 
 
 cdef void backward(const Rnn *s, _seq.Share *share, const real_t *w_hh) noexcept nogil:
-    """All steps, last to first; the hidden units of a share where `division` allows it."""
+    """All steps, last to first, a share's part of each."""
     cdef Py_ssize_t H = s.H, i, t, n, row, j0, j1
     cdef Py_ssize_t m = 0  # rows whose B3 of the step before is still to be done, from da
     cdef real_t *dh = <real_t *>s.h

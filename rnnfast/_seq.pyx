@@ -332,7 +332,7 @@ cdef void zero_reset_units(const Packed *q, Py_ssize_t t, Py_ssize_t n, Py_ssize
         return
     for b in range(q.sizes[t]):
         if q.resets[q.offsets[t] + b]:
-            memset(state + b * n + first, 0, (last - first) * sizeof(real_t))
+            zero_units(1, n, first, last, state + b * n)
 
 
 cdef void zero_share(const Packed *q, Py_ssize_t t, Share *share, Py_ssize_t n, Py_ssize_t unit,

@@ -101,6 +101,7 @@ static void recur(void *arg, int worker, int threads, rf_gang *gang) {
 static int run_gang(int threads) {
     net alone = {.h = {{1}}}, many = {.h = {{1}}};
     CHECK(rf_pool_run_gang(1, recur, &alone) == 1);
+    rf_pool_try_anew(); /* the run before may have found no CPU */
     const int got = rf_pool_run_gang(threads, recur, &many);
     CHECK(got >= 1 && got <= threads);
     for (int k = 0; k < MOST; k++) CHECK(many.seen[k] == (k < got));
