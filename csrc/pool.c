@@ -132,10 +132,9 @@ enum {
                          put it to sleep and to wake it */
     WORK_NS = 200000, /* and so long for others at the same work: a virtual machine's CPU took up
                          to 140 us to come back; who sleeps meanwhile makes the others wait next */
-    LATE = 2,         /* rounds in a row that cost more than they saved: one thread goes on */
-    ALONE = 16,       /* for so many rounds; */
-    MOST_ALONE = 512, /* twice as many each time, where they were longer away than WORK_NS */
-    AWAY = 2,
+    LATE = 3,         /* rounds in a row that cost more than they saved: one thread goes on */
+    ALONE = 16,       /* for so many rounds, and for twice as many each time that */
+    MOST_ALONE = 512, /* the others are late again */
     STACK = 4 << 20,  /* the thread sanitizer's thread-local memory alone takes 0.8 MiB of it */
 };
 
@@ -197,7 +196,7 @@ static RF_THREAD int64_t round_began; /* when this thread left a gang's barrier,
 
 struct rf_gang {
     _Alignas(LINE) atomic_int arrived;
-    atomic_int late;    /* whether somebody waited too long in the round before, or even AWAY */
+    atomic_int late;    /* whether somebody waited too long in the round before */
     int lates;          /* in a row; the last to arrive has it */
     int crowded;        /* likewise: about for how many rounds one went on alone the last time */
     _Alignas(LINE) atomic_int turn; /* on a line of its own: all who wait read it */
@@ -419,26 +418,25 @@ int rf_pool_run_gang(int threads, rf_gang_task *f, void *arg) {
 int rf_pool_barrier(rf_gang *g) {
     if (g->threads == 1) return 0;
     const int turn = atomic_load_explicit(&g->turn, memory_order_relaxed);
+    const int alone_before = g->alone; /* others wait for these rounds without being late */
     if (atomic_fetch_add(&g->arrived, 1) + 1 < g->threads) {
         const int64_t arrived = now_ns(), worked = arrived - round_began;
         wait_while(g->bell, &g->turn, turn, WORK_NS, &g->misses);
         round_began = now_ns();
         const int64_t waited = round_began - arrived;
-        if (waited > worked * (g->threads - 1))
-            atomic_store_explicit(&g->late, waited > WORK_NS ? AWAY : 1, memory_order_relaxed);
+        if (!alone_before && waited > worked * (g->threads - 1))
+            atomic_store_explicit(&g->late, 1, memory_order_relaxed);
         return g->alone;
     }
     const int late = atomic_exchange_explicit(&g->late, 0, memory_order_relaxed);
     g->lates = late ? g->lates + 1 : 0;
     int alone = 0;
     if (g->lates >= LATE) {
-        alone = ALONE;
-        if (late == AWAY) {
-            alone = 2 * g->crowded;
-            alone = alone < ALONE ? ALONE : alone > MOST_ALONE ? MOST_ALONE : alone;
-            g->crowded = alone;
-        }
-    } else if (!late) g->crowded -= (g->crowded + 7) / 8;
+        alone = 2 * g->crowded;
+        alone = alone < ALONE ? ALONE : alone > MOST_ALONE ? MOST_ALONE : alone;
+        g->crowded = alone;
+        g->lates = 0;
+    } else if (!late && !alone_before) g->crowded -= (g->crowded + 7) / 8;
     g->alone = alone;
     atomic_store_explicit(&g->arrived, 0, memory_order_relaxed);
     atomic_store(&g->turn, turn ^ 1);

@@ -8,11 +8,22 @@ from rnnfast import _peers
 
 ROUNDS = 5  # at least, of every library, in turns
 ROUND = 0.002  # seconds of calls in a round, at least one call
-PAUSE = 0.03  # seconds before a turn on several threads: those of others spin on after a call
+LOOK = 0.01  # seconds of sleep in which threads that spin on after a call, some for 0.1 s, show
+REST = 0.5  # seconds at most for them to end
 WARM = 0.02  # seconds: a shorter call is made once untimed, after the others had the caches
 
 
-def turns(calls, seconds, pause=0.0):
+def rest():
+    """Wait until no thread of this process is at work."""
+    end = time.perf_counter() + REST
+    while time.perf_counter() < end:
+        before = time.process_time()
+        time.sleep(LOOK)
+        if time.process_time() - before < 0.1 * LOOK:
+            break
+
+
+def turns(calls, seconds, threads=1):
     """Times of each call: libraries take turns, so that a machine that slows down slows all.
 
     Parameters
@@ -21,8 +32,8 @@ def turns(calls, seconds, pause=0.0):
         name -> call without arguments.
     seconds : float
         For each of them.
-    pause : float
-        Seconds of rest before each turn.
+    threads : int
+        That a call may use. With several, each turn begins when the others' threads rest.
 
     Returns
     -------
@@ -35,13 +46,14 @@ def turns(calls, seconds, pause=0.0):
         begin = time.perf_counter()
         call()
         took = time.perf_counter() - begin
-        length = WARM if pause else ROUND
+        length = WARM if threads > 1 else ROUND
         repeats[name], warm[name] = max(1, int(length / max(took, 1e-9))), took < WARM
     end = time.perf_counter() + seconds * len(calls)
     while time.perf_counter() < end or len(min(times.values(), key=len)) < ROUNDS:
         for name, call in calls.items():
-            time.sleep(pause)
-            end_of_warming = time.perf_counter() + (WARM if pause else 0)
+            if threads > 1:
+                rest()
+            end_of_warming = time.perf_counter() + (WARM if threads > 1 else 0)
             if warm[name]:
                 call()
             while time.perf_counter() < end_of_warming:  # a CPU that rested begins slowly
@@ -81,7 +93,7 @@ def make_calls(work, names):
 
 def compare(work, names, seconds=0.5):
     """`turns` of everybody who can do the work."""
-    return turns(make_calls(work, names), seconds, PAUSE if work.threads > 1 else 0.0)
+    return turns(make_calls(work, names), seconds, work.threads)
 
 
 def duration(seconds):
