@@ -128,10 +128,9 @@ int rf_pool_barrier(rf_gang *gang) {
 enum {
     MOST_WORKERS = 1023,
     LINE = 64,
-    IDLE_NS = 20000,  /* a thread without work looks for so long: about what the kernel takes to
-                         put it to sleep and to wake it */
-    WORK_NS = 200000, /* and so long for others at the same work: a virtual machine's CPU took up
-                         to 140 us to come back; who sleeps meanwhile makes the others wait next */
+    LOOK_NS = 200000, /* for work, or for others at the same work, before a thread sleeps: a virtual
+                         machine's CPU that slept took up to 140 us to come back; meanwhile the
+                         others went to sleep, and were late next */
     LATE = 3,         /* rounds in a row that cost more than they saved: one thread goes on */
     ALONE = 16,       /* for so many rounds, and for twice as many each time that */
     MOST_ALONE = 512, /* the others are late again */
@@ -166,14 +165,13 @@ static int64_t now_ns(void) {
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-/* Look for `ns`, then sleep. Looking is a loss where the other thread waits for this CPU, be it
+/* Look for a while, then sleep. Looking is a loss where the other thread waits for this CPU, be it
  * for other programs' load. So after two waits in a row that looked in vain only each 16th looks,
  * until one did not: `misses` counts. To yield instead would hand the CPU to the other programs. */
-static void wait_while(struct bell *b, atomic_int *word, int value, int64_t ns,
-                       atomic_int *misses) {
+static void wait_while(struct bell *b, atomic_int *word, int value, atomic_int *misses) {
     const int n = atomic_load_explicit(misses, memory_order_relaxed);
     if (n < 2 || n % 16 == 0) {
-        const int64_t end = now_ns() + ns;
+        const int64_t end = now_ns() + LOOK_NS;
         do
             for (int k = 0; k < 16; k++) {
                 if (atomic_load_explicit(word, memory_order_acquire) != value) {
@@ -270,7 +268,7 @@ static void *worker_main(void *self) {
     struct worker *w = self;
     atomic_int misses = 0;
     for (;;) {
-        wait_while(&w->bell, &w->state, IDLE, IDLE_NS, &misses);
+        wait_while(&w->bell, &w->state, IDLE, &misses);
         int expected = OFFERED;
         if (!atomic_compare_exchange_strong(&w->state, &expected, BUSY)) continue;
         struct run *run = w->run;
@@ -381,7 +379,7 @@ static int run_on(struct run *run, int threads) {
         int expected = OFFERED;
         if (run->task && atomic_compare_exchange_strong(&w->state, &expected, IDLE)) continue;
         while ((expected = atomic_load(&w->state)) != IDLE)
-            wait_while(&w->bell, &w->state, expected, WORK_NS, &run->gang.misses);
+            wait_while(&w->bell, &w->state, expected, &run->gang.misses);
     }
     if (first) give_back(first);
     return got + 1;
@@ -398,7 +396,7 @@ void rf_pool_run(int tasks, int threads, rf_task *f, void *arg) {
 }
 
 /* Where others had the CPUs to the end of a gang and for a while before, the next ones, the more the
- * longer it lasts, are their caller's alone: each try costs about two times WORK_NS. */
+ * longer it lasts, are their caller's alone: each try costs about two times LOOK_NS. */
 int rf_pool_run_gang(int threads, rf_gang_task *f, void *arg) {
     struct run run = {.gang_task = f, .arg = arg};
     if (threads > 1 && skipped < crowded / ALONE - 1) {
@@ -421,7 +419,7 @@ int rf_pool_barrier(rf_gang *g) {
     const int alone_before = g->alone; /* others wait for these rounds without being late */
     if (atomic_fetch_add(&g->arrived, 1) + 1 < g->threads) {
         const int64_t arrived = now_ns(), worked = arrived - round_began;
-        wait_while(g->bell, &g->turn, turn, WORK_NS, &g->misses);
+        wait_while(g->bell, &g->turn, turn, &g->misses);
         round_began = now_ns();
         const int64_t waited = round_began - arrived;
         if (!alone_before && waited > worked * (g->threads - 1))

@@ -11,6 +11,8 @@ ROUND = 0.002  # seconds of calls in a round, at least one call
 LOOK = 0.01  # seconds of sleep in which threads that spin on after a call, some for 0.1 s, show
 REST = 0.5  # seconds at most for them to end
 WARM = 0.02  # seconds: a shorter call is made once untimed, after the others had the caches
+TURN = 0.05  # seconds, on several threads: of calls first untimed, since CPUs that rested begin
+# slowly, then timed
 
 
 def rest():
@@ -46,17 +48,17 @@ def turns(calls, seconds, threads=1):
         begin = time.perf_counter()
         call()
         took = time.perf_counter() - begin
-        length = WARM if threads > 1 else ROUND
+        length = TURN if threads > 1 else ROUND
         repeats[name], warm[name] = max(1, int(length / max(took, 1e-9))), took < WARM
     end = time.perf_counter() + seconds * len(calls)
     while time.perf_counter() < end or len(min(times.values(), key=len)) < ROUNDS:
         for name, call in calls.items():
             if threads > 1:
                 rest()
-            end_of_warming = time.perf_counter() + (WARM if threads > 1 else 0)
+            end_of_warming = time.perf_counter() + (TURN if threads > 1 else 0)
             if warm[name]:
                 call()
-            while time.perf_counter() < end_of_warming:  # a CPU that rested begins slowly
+            while time.perf_counter() < end_of_warming:
                 call()
             begin = time.perf_counter()
             for _ in range(repeats[name]):
