@@ -12,7 +12,7 @@ copy = mkdir -p $(1) && git ls-files -z -co --exclude-standard | \
 	xargs -0 sh -c 'for f; do test -e "$$f" && printf "%s\0" "$$f"; done' sh | \
 	tar -c --null -T - | tar -x -C $(1)
 
-.PHONY: help dev test test-isa test-avx512 asan tsan annotate bench readme peers promises sweep thorough lint wheel clean
+.PHONY: help dev test test-isa test-avx512 asan tsan annotate bench readme peers promises torch sweep thorough lint wheel clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' Makefile
@@ -84,7 +84,7 @@ bench:  ## every compiled function beside its NumPy twin; writes bench/results/b
 		RNNFAST_NUM_THREADS=$(THREADS) $(PYTEST) -c bench/pytest.ini bench \
 		--benchmark-json=bench/results/bench.json $(BENCH)
 
-readme:  ## paste the figures in bench/results (bench, peers, promises) into README.md and docs/
+readme:  ## paste the figures in bench/results (bench, peers, promises, torch) into README.md and docs/
 	$(PY) tools/readme_table.py bench/results
 
 peers:  ## our layers beside the other libraries installed, over a grid of shapes (THREADS=2, ONLY=...)
@@ -92,6 +92,9 @@ peers:  ## our layers beside the other libraries installed, over a grid of shape
 
 promises:  ## the other goals of speed: ragged batches, denormals, steps, threads, peak, memory (ONLY=...)
 	$(PY) bench/promises.py --only "$(ONLY)"
+
+torch:  ## what rnnfast.torch gains over PyTorch's own modules (THREADS=...)
+	$(PY) bench/torch_gain.py --threads $(THREADS)
 
 sweep:  ## every float32 through exp, tanh, sigmoid and log1p on every instruction set
 	mkdir -p build

@@ -276,7 +276,7 @@ def threads(seconds, shapes=((64, 32, 256, 256), (64, 64, 512, 512), (64, 128, 1
         for mode, shape in itertools.product(("infer", "train"), shapes):
             work = Work("lstm", mode, *shape)
             call = _peers.make("fused", work)
-            times = _bench.turns({str(n): limited(n, call) for n in (1, 2)}, seconds)
+            times = _bench.turns({str(n): limited(n, call) for n in (1, 2)}, seconds, threads=2)
             rnnfast.set_num_threads(1)
             beside = {f"{n} thread{'s' * (n > 1)}": _bench.duration(times[str(n)][1])
                       for n in (1, 2)}

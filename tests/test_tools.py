@@ -71,14 +71,17 @@ def test_figures_of_other_libraries_are_pasted(tool, tmp_path, monkeypatch):
     results = tmp_path / "results"
     results.mkdir()
     page = "before\n<!-- {0}:start -->\nold\n<!-- {0}:end -->\n"
-    (tmp_path / "README.md").write_text(page.format("peers"))
+    (tmp_path / "README.md").write_text(page.format("peers") + page.format("torch"))
     (tmp_path / "docs" / "peers.md").write_text(
         page.format("grid-1-avx2") + page.format("promises-avx2"))  # fmt: skip
     (results / "grid-1-avx2.md").write_text("Zen, here\n\n- train: 1.2 times\n\n| a | b |\n")
     (results / "grid-1-avx2.png").write_bytes(b"picture")
+    (results / "torch.md").write_text("| LSTM | 1.3 |\n")
     table.main(results)
     readme, peers = (p.read_text() for p in (tmp_path / "README.md", tmp_path / "docs/peers.md"))
-    assert readme == page.format("peers").replace("old", "Kernels avx2, Zen:\n\n- train: 1.2 times")
+    assert readme == (
+        page.format("peers").replace("old", "Kernels avx2, Zen:\n\n- train: 1.2 times")
+        + page.format("torch").replace("old", "| LSTM | 1.3 |"))  # fmt: skip
     assert peers.startswith("before\n<!-- grid-1-avx2:start -->\nZen, here\n")
     assert "| a | b |" in peers
     assert peers.count("old") == 1  # promises: not measured, not touched

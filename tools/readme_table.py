@@ -1,4 +1,5 @@
-"""Paste what `make bench`, `make peers` and `make promises` measured into README.md and docs/.
+"""Paste what `make bench`, `make peers`, `make promises` and `make torch` measured into README.md
+and docs/.
 
     python tools/readme_table.py bench/results
 
@@ -135,6 +136,8 @@ def main(results):
     if (results / "bench.json").exists():
         paste_functions(results / "bench.json")
     paste_peers(results)
+    if (results / "torch.md").exists():
+        paste(ROOT / "README.md", (results / "torch.md").read_text(encoding="utf-8"), "torch")
 
 
 if __name__ == "__main__":
