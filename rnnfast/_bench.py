@@ -11,8 +11,7 @@ ROUND = 0.002  # seconds of calls in a round, at least one call
 LOOK = 0.01  # seconds of sleep in which threads that spin on after a call, some for 0.1 s, show
 REST = 0.5  # seconds at most for them to end
 WARM = 0.02  # seconds: a shorter call is made once untimed, after the others had the caches
-TURN = 0.05  # seconds, on several threads: of calls first untimed, since CPUs that rested begin
-# slowly, then timed
+TURN = 0.05  # seconds of calls on several threads, first untimed, as rested CPUs begin slowly
 
 
 def rest():
