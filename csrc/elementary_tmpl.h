@@ -6,7 +6,16 @@
  * two changes of n, y as computed never decreases: r moves by a unit in the last place of x or more,
  * and r^2 P(r) is smaller than r and has errors smaller still. Every operation after y is monotone
  * in its rounded result. So the functions are monotone if they are so across each change of n (and
- * across the split of tanh), and there are few enough of those to test every one. */
+ * across the split of tanh), and there are few enough of those to test every one.
+ *
+ * sigmoid and tanh take several vectors step by step: each of them is a chain of 45 to 55 cycles, and the
+ * 64 operations that Zen 3 can choose from are no more than two and a half such chains one after the other. */
+
+/* The vectors of an array; what is not in a register is slow, so there are few. */
+#ifndef RF_MOST_VECTORS
+#define RF_MOST_VECTORS 4
+#define RF_EACH_OF(n) RF_UNROLL for (int v = 0; v < (n); v++)
+#endif
 
 #if RF_REAL_IS_F32
 #define RF_K(f32, f64) (f32)
@@ -60,63 +69,81 @@ RF_INLINE v_t FN(exp)(v_t x) {
 
 /* 1 / (1 + e^-x) = 2^n / (2^n + e^-r), which needs no overflow of e^-x to reach 0: 2^n becomes 0
  * where it leaves the range of normal numbers. */
-RF_INLINE v_t FN(sigmoid)(v_t x) {
-    const v_t magic = v_set1(V_POW2_MAGIC);
+RF_INLINE void FN(sigmoids)(const int count, v_t *x) {
+    const v_t magic = v_set1(V_POW2_MAGIC), one = v_set1(RF_K(1.0f, 1.0));
+    v_t a[RF_MOST_VECTORS], t[RF_MOST_VECTORS], n[RF_MOST_VECTORS], scale[RF_MOST_VECTORS];
+    v_t r[RF_MOST_VECTORS], r2[RF_MOST_VECTORS], y[RF_MOST_VECTORS];
     /* S1: beyond these bounds the result is 0 or 1, and stays so at them. */
-    const v_t a = v_min(v_set1(RF_K(88.0f, 709.0)), v_max(v_set1(RF_K(-88.0f, -709.0)), x));
+    RF_EACH_OF(count)
+        a[v] = v_min(v_set1(RF_K(88.0f, 709.0)), v_max(v_set1(RF_K(-88.0f, -709.0)), x[v]));
     /* S2: n = rint(x / ln2), 2^n. */
-    const v_t t = v_fma(a, v_set1(RF_LOG2E), magic);
-    const v_t n = v_sub(t, magic), scale = v_pow2_magic(t);
+    RF_EACH_OF(count) t[v] = v_fma(a[v], v_set1(RF_LOG2E), magic);
+    RF_EACH_OF(count) n[v] = v_sub(t[v], magic), scale[v] = v_pow2_magic(t[v]);
     /* S3: r = x - n ln2. */
-    v_t r = v_fnma(n, v_set1(RF_LN2_HI), a);
-    r = v_fnma(n, v_set1(RF_LN2_LO), r);
+    RF_EACH_OF(count) r[v] = v_fnma(n[v], v_set1(RF_LN2_HI), a[v]);
+    RF_EACH_OF(count) r[v] = v_fnma(n[v], v_set1(RF_LN2_LO), r[v]);
     /* S4: y = e^-r - 1 = r^2 P(-r) - r. */
-    const v_t r2 = v_mul(r, r);
-    const v_t y = v_fms(r2, FN(exp_poly)(r, r2, RF_K(1.0f, 1.0), RF_K(-1.0f, -1.0)), r);
+    RF_EACH_OF(count) r2[v] = v_mul(r[v], r[v]);
+    RF_EACH_OF(count) y[v] = FN(exp_poly)(r[v], r2[v], RF_K(1.0f, 1.0), RF_K(-1.0f, -1.0));
+    RF_EACH_OF(count) y[v] = v_fms(r2[v], y[v], r[v]);
     /* S5: 1 + 2^n is exact but in the tail, and waits for nothing: only one addition follows y. (The
      * other way round, (1 + y) + 2^n, the tail gains and the middle loses: 2.02 ULP in float64.) */
-    return v_div(scale, v_add(v_add(v_set1(RF_K(1.0f, 1.0)), scale), y));
+    RF_EACH_OF(count) x[v] = v_div(scale[v], v_add(v_add(one, scale[v]), y[v]));
+}
+RF_INLINE v_t FN(sigmoid)(v_t x) {
+    FN(sigmoids)(1, &x);
+    return x;
 }
 
 /* |x| < 0.55: x + x t Q(t), t = x^2. Else 1 - 2 / (1 + e^2|x|): there the result is above 1/2, so the
  * error of the quotient counts half or less. */
-RF_INLINE v_t FN(tanh)(v_t x) {
-    const v_t magic = v_set1(V_POW2_MAGIC), half = v_set1(RF_K(0.5f, 0.5));
+RF_INLINE void FN(tanhs)(const int count, v_t *x) {
+    const v_t magic = v_set1(V_POW2_MAGIC), half = v_set1(RF_K(0.5f, 0.5)), one = v_set1(RF_K(1.0f, 1.0));
+    v_t a[RF_MOST_VECTORS], b[RF_MOST_VECTORS], u[RF_MOST_VECTORS], n[RF_MOST_VECTORS];
+    v_t scale[RF_MOST_VECTORS], r[RF_MOST_VECTORS], r2[RF_MOST_VECTORS], h[RF_MOST_VECTORS];
+    v_t d[RF_MOST_VECTORS], large[RF_MOST_VECTORS], t[RF_MOST_VECTORS], q[RF_MOST_VECTORS];
     /* T1: tanh is odd; at the bound it is 1 in both dtypes. */
-    const v_t a = v_abs(x);
-    const v_t b = v_min(v_set1(RF_K(20.0f, 20.0)), a);
+    RF_EACH_OF(count) a[v] = v_abs(x[v]);
+    RF_EACH_OF(count) b[v] = v_min(v_set1(RF_K(20.0f, 20.0)), a[v]);
     /* T2: n = rint(2 a / ln2), 2^n. */
-    const v_t u = v_fma(b, v_set1(2 * RF_LOG2E), magic);
-    const v_t n = v_sub(u, magic), scale = v_pow2_magic(u);
+    RF_EACH_OF(count) u[v] = v_fma(b[v], v_set1(2 * RF_LOG2E), magic);
+    RF_EACH_OF(count) n[v] = v_sub(u[v], magic), scale[v] = v_pow2_magic(u[v]);
     /* T3: r = a - n ln2 / 2. */
-    v_t r = v_fnma(n, v_set1(RF_LN2_HI / 2), b);
-    r = v_fnma(n, v_set1(RF_LN2_LO / 2), r);
+    RF_EACH_OF(count) r[v] = v_fnma(n[v], v_set1(RF_LN2_HI / 2), b[v]);
+    RF_EACH_OF(count) r[v] = v_fnma(n[v], v_set1(RF_LN2_LO / 2), r[v]);
     /* T4: h = (e^2r - 1) / 2 = r + 2 r^2 P(2r). */
-    const v_t r2 = v_mul(r, r);
-    const v_t h = v_fma(r2, FN(exp_poly)(r, r2, RF_K(2.0f, 2.0), RF_K(2.0f, 2.0)), r);
+    RF_EACH_OF(count) r2[v] = v_mul(r[v], r[v]);
+    RF_EACH_OF(count) h[v] = FN(exp_poly)(r[v], r2[v], RF_K(2.0f, 2.0), RF_K(2.0f, 2.0));
+    RF_EACH_OF(count) h[v] = v_fma(r2[v], h[v], r[v]);
     /* T5: (1 + e^2a) / 2 = (1 + 2^n) / 2 + 2^n h; the first sum is exact up to 2^p. */
-    const v_t d = v_fma(scale, h, v_fma(half, scale, half));
-    const v_t large = v_sub(v_set1(RF_K(1.0f, 1.0)), v_div(v_set1(RF_K(1.0f, 1.0)), d));
+    RF_EACH_OF(count) d[v] = v_fma(scale[v], h[v], v_fma(half, scale[v], half));
+    RF_EACH_OF(count) large[v] = v_div(one, d[v]);
     /* T6: the odd polynomial. */
-    const v_t t = v_mul(a, a);
+    RF_EACH_OF(count) t[v] = v_mul(a[v], a[v]);
 #if RF_REAL_IS_F32
-    v_t q = v_fma(v_set1(0x1.0d5182p-6f), t, v_set1(-0x1.af7d38p-5f));
-    q = v_fma(q, t, v_set1(0x1.10cefcp-3f));
-    q = v_fma(q, t, v_set1(-0x1.555452p-2f));
+    RF_EACH_OF(count) q[v] = v_fma(v_set1(0x1.0d5182p-6f), t[v], v_set1(-0x1.af7d38p-5f));
+    RF_EACH_OF(count) q[v] = v_fma(q[v], t[v], v_set1(0x1.10cefcp-3f));
+    RF_EACH_OF(count) q[v] = v_fma(q[v], t[v], v_set1(-0x1.555452p-2f));
 #else
-    v_t q = v_fma(v_set1(0x1.ac027be90d197p-15), t, v_set1(-0x1.b90a553113e50p-13));
-    q = v_fma(q, t, v_set1(0x1.2fa2a47ed2a8ap-11));
-    q = v_fma(q, t, v_set1(-0x1.7cf3c2f9be0cdp-10));
-    q = v_fma(q, t, v_set1(0x1.d6c61e56ece0cp-9));
-    q = v_fma(q, t, v_set1(-0x1.226ddd4e132bcp-7));
-    q = v_fma(q, t, v_set1(0x1.664f45c3217ebp-6));
-    q = v_fma(q, t, v_set1(-0x1.ba1ba1ad73698p-5));
-    q = v_fma(q, t, v_set1(0x1.11111111029b0p-3));
-    q = v_fma(q, t, v_set1(-0x1.555555555549ep-2));
+    RF_EACH_OF(count) q[v] = v_fma(v_set1(0x1.ac027be90d197p-15), t[v], v_set1(-0x1.b90a553113e50p-13));
+    RF_EACH_OF(count) q[v] = v_fma(q[v], t[v], v_set1(0x1.2fa2a47ed2a8ap-11));
+    RF_EACH_OF(count) q[v] = v_fma(q[v], t[v], v_set1(-0x1.7cf3c2f9be0cdp-10));
+    RF_EACH_OF(count) q[v] = v_fma(q[v], t[v], v_set1(0x1.d6c61e56ece0cp-9));
+    RF_EACH_OF(count) q[v] = v_fma(q[v], t[v], v_set1(-0x1.226ddd4e132bcp-7));
+    RF_EACH_OF(count) q[v] = v_fma(q[v], t[v], v_set1(0x1.664f45c3217ebp-6));
+    RF_EACH_OF(count) q[v] = v_fma(q[v], t[v], v_set1(-0x1.ba1ba1ad73698p-5));
+    RF_EACH_OF(count) q[v] = v_fma(q[v], t[v], v_set1(0x1.11111111029b0p-3));
+    RF_EACH_OF(count) q[v] = v_fma(q[v], t[v], v_set1(-0x1.555555555549ep-2));
 #endif
-    const v_t small = v_fma(v_mul(a, t), q, a);
+    RF_EACH_OF(count) q[v] = v_fma(v_mul(a[v], t[v]), q[v], a[v]);
     /* T7: NaN takes the branch that carries it on. */
-    return v_withsign(v_select(v_lt(a, v_set1(RF_K(0.55f, 0.55))), small, large), x);
+    RF_EACH_OF(count) large[v] = v_sub(one, large[v]);
+    RF_EACH_OF(count)
+        x[v] = v_withsign(v_select(v_lt(a[v], v_set1(RF_K(0.55f, 0.55))), q[v], large[v]), x[v]);
+}
+RF_INLINE v_t FN(tanh)(v_t x) {
+    FN(tanhs)(1, &x);
+    return x;
 }
 
 /* log(1 + f) - f for sqrt(1/2) - 1 <= f <= 1: with s = f / (2 + f) and z = s^2,

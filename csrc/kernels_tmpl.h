@@ -2,6 +2,19 @@
  * its verbs only, so every instantiation does the same operations on each element in the same
  * order and gives the same bits. Labels (F1.., B1..) as in docs/math.md and reference/. */
 
+#ifndef RF_UNROLL
+#if defined(__SANITIZE_ADDRESS__)
+#define RF_UNROLL /* every access is instrumented: unrolled, a file takes minutes to compile */
+#define RF_TWICE
+#elif defined(__clang__)
+#define RF_UNROLL _Pragma("unroll")
+#define RF_TWICE _Pragma("unroll 2")
+#else
+#define RF_UNROLL _Pragma("GCC unroll 16")
+#define RF_TWICE _Pragma("GCC unroll 2") /* the loops along a chain: pointers move half as often */
+#endif
+#endif
+
 #include "elementary_tmpl.h"
 
 #define KN(name) FN(k_##name)
@@ -21,16 +34,6 @@ enum { FN(accs) = RF_LANES / VL };
 #define RF_SHARED (VL > 1 && RF_REGISTERS == 16)
 #define RF_PANEL (RF_SHARED ? 16 : 64)
 #define RF_TILE 16
-#if defined(__SANITIZE_ADDRESS__)
-#define RF_UNROLL /* every access is instrumented: unrolled, a file takes minutes to compile */
-#define RF_TWICE
-#elif defined(__clang__)
-#define RF_UNROLL _Pragma("unroll")
-#define RF_TWICE _Pragma("unroll 2")
-#else
-#define RF_UNROLL _Pragma("GCC unroll 16")
-#define RF_TWICE _Pragma("GCC unroll 2") /* the loops along a chain: pointers move half as often */
-#endif
 #if defined(__clang__)
 #define RF_ONCE __attribute__((noinline))
 #else
@@ -65,6 +68,29 @@ enum { FN(accs) = RF_LANES / VL };
             __VA_ARGS__                                \
         }                                              \
     } while (0)
+/* The same, but `pairs`, a constant, with two vectors at a time first: NV of them, of which the last has w
+ * elements. */
+#define EACH_FEW(pairs, n, ...)                        \
+    do {                                               \
+        ptrdiff_t j = 0;                               \
+        for (; (pairs) && j + 2 * VL <= (n); j += 2 * VL) { \
+            enum { NV = 2, full = 1 };                 \
+            const ptrdiff_t w = VL;                    \
+            (void)w;                                   \
+            __VA_ARGS__                                \
+        }                                              \
+        for (; j + VL <= (n); j += VL) {               \
+            enum { NV = 1, full = 1 };                 \
+            const ptrdiff_t w = VL;                    \
+            (void)w;                                   \
+            __VA_ARGS__                                \
+        }                                              \
+        if (j < (n)) {                                 \
+            enum { NV = 1, full = 0 };                 \
+            const ptrdiff_t w = (n) - j;               \
+            __VA_ARGS__                                \
+        }                                              \
+    } while (0)
 #define LD(p) (full ? v_load((p) + j) : v_loadn((p) + j, w))
 #define ST(p, v)                               \
     do {                                       \
@@ -84,14 +110,21 @@ RF_INLINE v_t FN(clip01)(v_t x) { return v_min(v_set1(1), v_max(v_zero(), x)); }
 
 RF_INLINE v_t FN(relu)(v_t x) { return v_max(v_zero(), x); } /* NaN stays NaN */
 
-RF_INLINE v_t FN(act)(rf_act f, v_t x) {
+/* Of up to RF_MOST_VECTORS vectors. */
+RF_INLINE void FN(acts)(rf_act f, const int count, v_t *x) {
     switch (f.kind) {
-    case RF_SIGMOID: return FN(sigmoid)(x);
-    case RF_TANH: return FN(tanh)(x);
-    case RF_RELU: return FN(relu)(x);
-    case RF_IDENTITY: return x;
-    default: return FN(clip01)(v_fma(v_set1((REAL)f.alpha), x, v_set1((REAL)f.beta)));
+    case RF_SIGMOID: FN(sigmoids)(count, x); break;
+    case RF_TANH: FN(tanhs)(count, x); break;
+    case RF_RELU: RF_EACH_OF(count) x[v] = FN(relu)(x[v]); break;
+    case RF_IDENTITY: break;
+    default:
+        RF_EACH_OF(count)
+            x[v] = FN(clip01)(v_fma(v_set1((REAL)f.alpha), x[v], v_set1((REAL)f.beta)));
     }
+}
+RF_INLINE v_t FN(act)(rf_act f, v_t x) {
+    FN(acts)(f, 1, &x);
+    return x;
 }
 
 RF_INLINE v_t FN(d_sigmoid)(v_t y) { return v_fnma(y, y, y); }
@@ -115,11 +148,21 @@ RF_INLINE v_t FN(d_act)(rf_act f, v_t y) {
     static void KN(name)(ptrdiff_t n, const REAL *x, REAL *y) {           \
         EACH(n, { ST(y, function(LD(x))); });                             \
     }
+#define RF_UNARY_FEW(name, function)                                      \
+    static void KN(name)(ptrdiff_t n, const REAL *x, REAL *y) {           \
+        EACH_FEW(1, n, {                                                  \
+            v_t z[NV];                                                    \
+            RF_EACH_OF(NV) z[v] = LD(x + v * VL);                         \
+            function(NV, z);                                              \
+            RF_EACH_OF(NV) ST(y + v * VL, z[v]);                          \
+        });                                                               \
+    }
 RF_UNARY(exp, FN(exp))
-RF_UNARY(tanh, FN(tanh))
-RF_UNARY(sigmoid, FN(sigmoid))
+RF_UNARY_FEW(tanh, FN(tanhs))
+RF_UNARY_FEW(sigmoid, FN(sigmoids))
 RF_UNARY(relu, FN(relu))
 RF_UNARY(log1p, FN(log1p))
+#undef RF_UNARY_FEW
 #undef RF_UNARY
 
 static void KN(tanh_backward)(ptrdiff_t n, const REAL *y, const REAL *dy, REAL *dx) {
@@ -223,14 +266,24 @@ static void KN(column_dot)(ptrdiff_t N, ptrdiff_t H, const REAL *a, ptrdiff_t ld
 
 /* ---- RNN ------------------------------------------------------------------------------------ */
 
-static void FN(rnn_units)(ptrdiff_t B, ptrdiff_t H, rf_act act, const REAL *a, ptrdiff_t lda,
-                          REAL *h, ptrdiff_t ldh, REAL *y, ptrdiff_t ldy) {
+/* What is asked for most is compiled with its activations as constants and two vectors at a time, the
+ * others share one body with one. */
+RF_INLINE void FN(rnn_units_of)(const int pairs, ptrdiff_t B, ptrdiff_t H, const rf_act act, const REAL *a,
+                                ptrdiff_t lda, REAL *h, ptrdiff_t ldh, REAL *y, ptrdiff_t ldy) {
     for (ptrdiff_t b = 0; b < B; b++, a += lda, h += ldh, y += y ? ldy : 0)
-        EACH(H, {
-            const v_t v = FN(act)(act, LD(a)); /* F3 */
-            ST(h, v);
-            if (y) ST(y, v);
+        EACH_FEW(pairs, H, {
+            v_t z[NV];
+            RF_EACH_OF(NV) z[v] = LD(a + v * VL);
+            FN(acts)(act, NV, z); /* F3 */
+            RF_EACH_OF(NV) ST(h + v * VL, z[v]);
+            if (y) RF_EACH_OF(NV) ST(y + v * VL, z[v]);
         });
+}
+static void FN(rnn_units)(ptrdiff_t B, ptrdiff_t H, rf_act act, const REAL *a, ptrdiff_t lda, REAL *h,
+                          ptrdiff_t ldh, REAL *y, ptrdiff_t ldy) {
+    const rf_act tanh = {RF_TANH, 0, 0};
+    if (act.kind == RF_TANH) FN(rnn_units_of)(1, B, H, tanh, a, lda, h, ldh, y, ldy);
+    else FN(rnn_units_of)(0, B, H, act, a, lda, h, ldh, y, ldy);
 }
 static void KN(rnn_forward)(ptrdiff_t B, ptrdiff_t H, rf_act act, const REAL *a, REAL *h, REAL *y,
                             ptrdiff_t ldy) {
@@ -250,46 +303,54 @@ static void FN(rnn_backward_rows)(ptrdiff_t B, ptrdiff_t H, ptrdiff_t units, rf_
 
 /* ---- LSTM ----------------------------------------------------------------------------------- */
 
-/* F3, F4 of a vector of units. z: i f g o (coupled: i g o) in, gates out; c: c_{t-1} in, c_t out;
- * peep: peephole gates, or NULL. */
-RF_INLINE void FN(lstm_unit)(const rf_lstm opt, const v_t *peep, v_t *z, v_t *c) {
-    const v_t cp = *c;
-    const v_t i = FN(act)(opt.gate, peep ? v_fma(peep[0], cp, z[0]) : z[0]); /* F3 */
-    v_t f;
-    if (opt.coupled) {
-        f = v_sub(v_set1(1), i);
-    } else {
-        f = FN(act)(opt.gate, peep ? v_fma(peep[1], cp, z[1]) : z[1]);
-        z[1] = f;
+/* F3, F4 of NV vectors of units. z: i f g o (coupled: i g o) in, gates out, each NV vectors; c: c_{t-1}
+ * in, c_t out; peep: peephole gates likewise, or NULL. Gates that wait for nothing are together. */
+RF_INLINE void FN(lstm_vectors)(const int NV, const rf_lstm opt, const v_t *peep, v_t *z, v_t *c) {
+    v_t *const i = z, *const f = z + NV, *const g = z + (opt.coupled ? 1 : 2) * NV, *const o = g + NV;
+    if (peep) {
+        RF_EACH_OF(NV) i[v] = v_fma(peep[v], c[v], i[v]);
+        if (!opt.coupled) RF_EACH_OF(NV) f[v] = v_fma(peep[NV + v], c[v], f[v]);
     }
-    const v_t g = FN(tanh)(z[opt.coupled ? 1 : 2]);
-    v_t cn = v_fma(f, cp, v_mul(i, g)); /* F4 */
-    if (opt.clip > 0) cn = FN(clamp)(v_set1((REAL)opt.clip), cn);
-    v_t *o = z + (opt.coupled ? 2 : 3);
-    *o = FN(act)(opt.gate, peep ? v_fma(peep[2], cn, *o) : *o);
-    z[0] = i, o[-1] = g, *c = cn;
+    if (!opt.coupled && 2 * NV <= RF_MOST_VECTORS) { /* F3 */
+        FN(acts)(opt.gate, 2 * NV, i);
+    } else {
+        FN(acts)(opt.gate, NV, i);
+        if (!opt.coupled) FN(acts)(opt.gate, NV, f);
+    }
+    FN(tanhs)(NV, g);
+    if (!peep) FN(acts)(opt.gate, NV, o);
+    RF_EACH_OF(NV) /* F4 */
+        c[v] = v_fma(opt.coupled ? v_sub(v_set1(1), i[v]) : f[v], c[v], v_mul(i[v], g[v]));
+    if (opt.clip > 0) RF_EACH_OF(NV) c[v] = FN(clamp)(v_set1((REAL)opt.clip), c[v]);
+    if (peep) {
+        RF_EACH_OF(NV) o[v] = v_fma(peep[2 * NV + v], c[v], o[v]);
+        FN(acts)(opt.gate, NV, o);
+    }
 }
 
 /* F3, F4 of a block of units. a: pre-activations, rows lda and gates ldg apart; gates: where i f g o
  * go, rows ldr and gates ldo apart, may be a; peephole gates and rows of c lie ldh apart. */
-RF_INLINE void FN(lstm_gates_rows)(ptrdiff_t B, ptrdiff_t H, const rf_lstm opt, const REAL *a,
-                                   ptrdiff_t lda, ptrdiff_t ldg, const REAL *peep, REAL *c,
-                                   ptrdiff_t ldh, REAL *gates, ptrdiff_t ldr, ptrdiff_t ldo) {
+RF_INLINE void FN(lstm_gates_rows)(const int pairs, ptrdiff_t B, ptrdiff_t H, const rf_lstm opt,
+                                   const REAL *a, ptrdiff_t lda, ptrdiff_t ldg, const REAL *peep,
+                                   REAL *c, ptrdiff_t ldh, REAL *gates, ptrdiff_t ldr,
+                                   ptrdiff_t ldo) {
     const ptrdiff_t G = opt.coupled ? 3 : 4;
     for (ptrdiff_t b = 0; b < B; b++, a += lda, gates += ldr, c += ldh)
-        EACH(H, {
-            v_t z[4];
-            v_t p[3];
-            v_t cn = LD(c);
+        EACH_FEW(pairs, H, {
+            v_t z[4 * NV];
+            v_t p[3 * NV];
+            v_t cn[NV];
+            RF_EACH_OF(NV) cn[v] = LD(c + v * VL);
 RF_UNROLL
-            for (int g = 0; g < G; g++) z[g] = LD(a + g * ldg);
+            for (int g = 0; g < G; g++) RF_EACH_OF(NV) z[g * NV + v] = LD(a + g * ldg + v * VL);
             if (peep)
 RF_UNROLL
-                for (int g = 0; g < 3; g++) p[g] = LD(peep + g * ldh);
-            FN(lstm_unit)(opt, peep ? p : NULL, z, &cn);
-            ST(c, cn);
+                for (int g = 0; g < 3; g++)
+                    RF_EACH_OF(NV) p[g * NV + v] = LD(peep + g * ldh + v * VL);
+            FN(lstm_vectors)(NV, opt, peep ? p : NULL, z, cn);
+            RF_EACH_OF(NV) ST(c + v * VL, cn[v]);
 RF_UNROLL
-            for (int g = 0; g < G; g++) ST(gates + g * ldo, z[g]);
+            for (int g = 0; g < G; g++) RF_EACH_OF(NV) ST(gates + g * ldo + v * VL, z[g * NV + v]);
         });
 }
 
@@ -299,12 +360,14 @@ RF_INLINE void FN(lstm_output_rows)(ptrdiff_t B, ptrdiff_t H, const REAL *o, ptr
                                     const REAL *c, REAL *tanh_c, REAL *h, ptrdiff_t ldh, REAL *y,
                                     ptrdiff_t ldy) {
     for (ptrdiff_t b = 0; b < B; b++, o += ldr, c += ldh, h += ldh) {
-        EACH(H, {
-            const v_t tc = FN(tanh)(LD(c));
-            const v_t hn = v_mul(LD(o), tc);
-            if (tanh_c) ST(tanh_c, tc);
-            ST(h, hn);
-            if (y) ST(y, hn);
+        EACH_FEW(1, H, {
+            v_t t[NV];
+            RF_EACH_OF(NV) t[v] = LD(c + v * VL);
+            FN(tanhs)(NV, t);
+            if (tanh_c) RF_EACH_OF(NV) ST(tanh_c + v * VL, t[v]);
+            RF_EACH_OF(NV) t[v] = v_mul(LD(o + v * VL), t[v]);
+            RF_EACH_OF(NV) ST(h + v * VL, t[v]);
+            if (y) RF_EACH_OF(NV) ST(y + v * VL, t[v]);
         });
         if (tanh_c) tanh_c += ldh;
         if (y) y += ldy;
@@ -315,17 +378,16 @@ RF_INLINE int FN(lstm_is_plain)(const rf_lstm *opt, const REAL *peep) {
     return opt->gate.kind == RF_SIGMOID && !opt->coupled && !(opt->clip > 0) && !peep;
 }
 
-/* The plain LSTM is compiled with its options as constants, the variants share one body. h NULL: without
- * F5. */
+/* h NULL: without F5. */
 static void FN(lstm_units)(ptrdiff_t B, ptrdiff_t H, const rf_lstm *opt, const REAL *a,
                            ptrdiff_t lda, ptrdiff_t ldg, const REAL *peephole, REAL *c,
                            REAL *gates, ptrdiff_t ldr, ptrdiff_t ldo, REAL *tanh_c, REAL *h,
                            ptrdiff_t ldh, REAL *y, ptrdiff_t ldy) {
     const rf_lstm plain = {{RF_SIGMOID, 0, 0}, 0, 0};
     if (FN(lstm_is_plain)(opt, peephole))
-        FN(lstm_gates_rows)(B, H, plain, a, lda, ldg, NULL, c, ldh, gates, ldr, ldo);
+        FN(lstm_gates_rows)(1, B, H, plain, a, lda, ldg, NULL, c, ldh, gates, ldr, ldo);
     else
-        FN(lstm_gates_rows)(B, H, *opt, a, lda, ldg, peephole, c, ldh, gates, ldr, ldo);
+        FN(lstm_gates_rows)(0, B, H, *opt, a, lda, ldg, peephole, c, ldh, gates, ldr, ldo);
     if (h)
         FN(lstm_output_rows)(B, H, gates + (opt->coupled ? 2 : 3) * ldo, ldr, c, tanh_c, h, ldh, y,
                              ldy);
@@ -419,31 +481,37 @@ RF_INLINE v_t FN(gru_mix)(v_t z, v_t h, v_t n) { return v_fma(z, v_sub(h, n), n)
 /* F3, F4 of a block of units. a: a_r a_z u_n, rows lda and gates ldg apart; an: W_n x + b_in, rows lda
  * apart too; gates: where r z n go, rows ldr and gates ldo apart, may be a; u, h, out: rows ldh
  * apart; out may be h. */
-RF_INLINE void FN(gru_forward_rows)(ptrdiff_t B, ptrdiff_t H, const rf_act gate, const REAL *a,
+RF_INLINE void FN(gru_forward_rows)(const int pairs, ptrdiff_t B, ptrdiff_t H, const rf_act gate, const REAL *a,
                                     ptrdiff_t lda, ptrdiff_t ldg, const REAL *an, REAL *gates,
                                     ptrdiff_t ldr, ptrdiff_t ldo, REAL *u, const REAL *h, REAL *out,
                                     ptrdiff_t ldh, REAL *y, ptrdiff_t ldy) {
     REAL *p = gates;
     for (ptrdiff_t b = 0; b < B; b++, a += lda, an += lda, p += ldr) {
-        EACH(H, {
-            const v_t un = LD(a + 2 * ldg);
-            const v_t r = FN(act)(gate, LD(a)); /* F3 */
-            const v_t z = FN(act)(gate, LD(a + ldg));
-            if (u) ST(u, un);
-            ST(p, r);
-            ST(p + ldo, z);
-            ST(p + 2 * ldo, v_fma(r, un, LD(an)));
+        EACH_FEW(pairs, H, {
+            v_t un[NV];
+            v_t rz[2 * NV];
+            RF_EACH_OF(NV) un[v] = LD(a + 2 * ldg + v * VL);
+            RF_EACH_OF(NV) rz[v] = LD(a + v * VL);
+            RF_EACH_OF(NV) rz[NV + v] = LD(a + ldg + v * VL);
+            FN(acts)(gate, 2 * NV, rz); /* F3 */
+            if (u) RF_EACH_OF(NV) ST(u + v * VL, un[v]);
+            RF_EACH_OF(NV) un[v] = v_fma(rz[v], un[v], LD(an + v * VL));
+            RF_EACH_OF(NV) ST(p + v * VL, rz[v]);
+            RF_EACH_OF(NV) ST(p + ldo + v * VL, rz[NV + v]);
+            RF_EACH_OF(NV) ST(p + 2 * ldo + v * VL, un[v]);
         });
         if (u) u += ldh;
     }
     /* As in the LSTM: what waits for r is a loop of its own. */
     for (ptrdiff_t b = 0; b < B; b++, gates += ldr, h += ldh, out += ldh) {
-        EACH(H, {
-            const v_t n = FN(tanh)(LD(gates + 2 * ldo));             /* F4 */
-            const v_t hn = FN(gru_mix)(LD(gates + ldo), LD(h), n); /* F5 */
-            ST(gates + 2 * ldo, n);
-            ST(out, hn);
-            if (y) ST(y, hn);
+        EACH_FEW(1, H, {
+            v_t n[NV];
+            RF_EACH_OF(NV) n[v] = LD(gates + 2 * ldo + v * VL);
+            FN(tanhs)(NV, n); /* F4 */
+            RF_EACH_OF(NV) ST(gates + 2 * ldo + v * VL, n[v]);
+            RF_EACH_OF(NV) n[v] = FN(gru_mix)(LD(gates + ldo + v * VL), LD(h + v * VL), n[v]); /* F5 */
+            RF_EACH_OF(NV) ST(out + v * VL, n[v]);
+            if (y) RF_EACH_OF(NV) ST(y + v * VL, n[v]);
         });
         if (y) y += ldy;
     }
@@ -453,10 +521,10 @@ static void FN(gru_units)(ptrdiff_t B, ptrdiff_t H, rf_act gate, const REAL *a, 
                           REAL *u, const REAL *h, REAL *out, ptrdiff_t ldh, REAL *y,
                           ptrdiff_t ldy) {
     const rf_act sigmoid = {RF_SIGMOID, 0, 0};
-#define RF_GRU(gate) \
-    FN(gru_forward_rows)(B, H, gate, a, lda, ldg, an, gates, ldr, ldo, u, h, out, ldh, y, ldy)
-    if (gate.kind == RF_SIGMOID) RF_GRU(sigmoid);
-    else RF_GRU(gate);
+#define RF_GRU(pairs, gate) \
+    FN(gru_forward_rows)(pairs, B, H, gate, a, lda, ldg, an, gates, ldr, ldo, u, h, out, ldh, y, ldy)
+    if (gate.kind == RF_SIGMOID) RF_GRU(1, sigmoid);
+    else RF_GRU(0, gate);
 #undef RF_GRU
 }
 static void KN(gru_forward)(ptrdiff_t B, ptrdiff_t H, rf_act gate, REAL *a, const REAL *ax, REAL *u,

@@ -34,7 +34,8 @@ cdef enum:
 
 KINDS = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
 cdef enum:
-    FEW_UNITS = 32  # RF_FEW_UNITS of csrc/step_tmpl.h
+    FEW_UNITS = 64  # RF_FEW_UNITS of csrc/step_tmpl.h
+    AVX2 = 32  # bytes of a vector
     BLOCK = 1024  # rows that one product of inputs covers: their sums stay in the nearer caches
     # Multiply-adds of a step up to which it keeps the GIL: to give it away and take it back costs
     # more than the few microseconds are worth to other threads.
@@ -181,6 +182,53 @@ cdef void swap(Cell *s) noexcept nogil:
     s.back = not s.back
 
 
+cdef bint is_few(const Cell *s, Py_ssize_t n, int size) noexcept nogil:
+    """Whether n sequences go through all steps one after the other, each in one kernel: as long as
+    it has the weights in the first cache, AVX2's tiles of many rows of few units are no faster.
+    docs/performance.md has the figures; AVX-512's tiles were not compared."""
+    cdef Py_ssize_t H = s.H, vector = AVX2 // size
+    cdef Py_ssize_t weights = s.G * H * (s.P + (s.inputs if s.w_ih != NULL else 0)) * size
+    cdef int cost = 4 if s.kind == RNN else 1  # of a sequence over that in a tile, compared
+    if H > FEW_UNITS or in_halves(s) or s.normed:
+        return False
+    if n == 1:
+        return True
+    if K.layout() == 0 or cost * weights > 40000:
+        return False
+    if H < vector or (H == vector and s.kind == RNN):
+        return n <= 3
+    return n <= 8 or cost * weights <= 20000
+
+
+cdef void steps_of_few(Cell *s, Py_ssize_t T, Py_ssize_t B, Py_ssize_t n, const real_t *x,
+                       const real_t *start, Py_ssize_t lds, real_t *y,
+                       Py_ssize_t ldy) noexcept nogil:
+    """T time steps of n of B sequences; x, start, y: of the first of them."""
+    cdef Py_ssize_t H = s.H, r, sign = -B if s.reverse else B
+    cdef Py_ssize_t ldx = sign * s.inputs
+    cdef const real_t *w_ih = <real_t *>s.w_ih if x != NULL else NULL
+    cdef real_t *h = <real_t *>s.h
+    cdef real_t *c = <real_t *>s.c
+    for r in range(n):
+        if s.kind == LSTM:
+            K.lstm_steps(T, H, &s.opt, s.inputs, x, ldx, w_ih, start, sign * lds, h,
+                         <real_t *>s.w_hh, <real_t *>s.peephole, c, y, sign * ldy)
+            c += H
+        elif s.kind == GRU:
+            K.gru_steps(T, H, s.act, s.inputs, x, ldx, w_ih, start, sign * lds,
+                        <real_t *>s.bias_n, h, <real_t *>s.w_hh, y, sign * ldy)
+        else:
+            K.rnn_steps(T, H, s.act, s.inputs, x, ldx, w_ih, start, sign * lds, h,
+                        <real_t *>s.w_hh, y, sign * ldy)
+        h += H
+        if x != NULL:
+            x += s.inputs
+        if start != NULL:
+            start += lds
+        if y != NULL:
+            y += ldy
+
+
 cdef void one_step(Cell *cells, Py_ssize_t layers, Py_ssize_t B, const real_t *x,
                    real_t *y) noexcept nogil:
     """A time step of all layers, in one direction, on this thread: each reads what the one below
@@ -189,30 +237,16 @@ cdef void one_step(Cell *cells, Py_ssize_t layers, Py_ssize_t B, const real_t *x
     cdef Share share
     cdef Py_ssize_t k
     share.worker, share.workers, share.gang, share.alone = 0, 1, NULL, 0
+    cdef real_t *out
     for k in range(layers):
-        step(&cells[k], &share, B, x, <real_t *>cells[k].bias, 0, y if k == layers - 1 else NULL,
-             cells[k].P)
-        swap(&cells[k])
+        out = y if k == layers - 1 else NULL
+        if B == 1 and is_few(&cells[k], 1, sizeof(real_t)):
+            steps_of_few(&cells[k], 1, B, B, x, <real_t *>cells[k].bias, 0, out, cells[k].P)
+        else:
+            step(&cells[k], &share, B, x, <real_t *>cells[k].bias, 0, out, cells[k].P)
+            swap(&cells[k])
         x = <real_t *>cells[k].h
     K.leave(mode)
-
-
-cdef void steps_of_few(Cell *s, Py_ssize_t T, const real_t *x, const real_t *start, Py_ssize_t lds,
-                       real_t *y, Py_ssize_t ldy) noexcept nogil:
-    """T time steps; x, start, y: of the first of them."""
-    cdef Py_ssize_t H = s.H, ldx = -s.inputs if s.reverse else s.inputs
-    cdef const real_t *w_ih = <real_t *>s.w_ih if x != NULL else NULL
-    if s.reverse:
-        lds, ldy = -lds, -ldy
-    if s.kind == LSTM:
-        K.lstm_steps(T, H, &s.opt, s.inputs, x, ldx, w_ih, start, lds, <real_t *>s.h,
-                     <real_t *>s.w_hh, <real_t *>s.peephole, <real_t *>s.c, y, ldy)
-    elif s.kind == GRU:
-        K.gru_steps(T, H, s.act, s.inputs, x, ldx, w_ih, start, lds, <real_t *>s.bias_n,
-                    <real_t *>s.h, <real_t *>s.w_hh, y, ldy)
-    else:
-        K.rnn_steps(T, H, s.act, s.inputs, x, ldx, w_ih, start, lds, <real_t *>s.h,
-                    <real_t *>s.w_hh, y, ldy)
 
 
 # T steps of one layer, in one direction or both, over all B sequences.
@@ -221,7 +255,7 @@ cdef struct Job:
     int directions
     int num
     int parts       # of the batch, by rows; a task is a part in a direction
-    bint few_units  # all steps in one kernel, which leaves the state where it was
+    bint few_units  # a sequence's steps are one kernel, which leaves the state where it was
     Py_ssize_t T
     Py_ssize_t B
     char *x         # [T B, inputs], or NULL where
@@ -283,7 +317,7 @@ cdef void run_share(Cell *s, const Job *job, Py_ssize_t b, Py_ssize_t n, Share *
                 x_t, start = x + (t * B + b) * s.inputs, <real_t *>s.bias
             y_t = y + (t * B + b) * job.ldy if y != NULL else NULL
             if job.few_units:
-                steps_of_few(s, steps, x_t, start, 0 if x_t != NULL else W, y_t, job.ldy)
+                steps_of_few(s, steps, B, n, x_t, start, 0 if x_t != NULL else W, y_t, job.ldy)
                 break
             step(s, share, n, x_t, start, 0 if x_t != NULL else W, y_t, job.ldy)
             swap(s)
@@ -342,8 +376,9 @@ cdef void run_job(Job *job) noexcept nogil:
     cdef K.rf_fpmode mode = K.enter()
     cdef int d
     job.parts = plan.parts
-    job.few_units = (job.B == 1 and s.H <= FEW_UNITS and not plan.units and not in_halves(s)
-                     and not s.normed)
+    job.few_units = not plan.units and is_few(
+        s, (job.B + plan.parts - 1) // plan.parts,
+        sizeof(float) if job.num == cnp.NPY_FLOAT else sizeof(double))
     if plan.units:
         K.pool_run_gang(plan.threads, run_units, job)
     else:

@@ -240,6 +240,20 @@ def test_few_sequences_on_any_number_of_threads(cell, options, B, bidirectional,
             same_bits(steps, want["inferred"], f"stream with {threads} threads")
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("H", [3, 8, 12, 21, 40, 64])
+@pytest.mark.parametrize("cell", LAYERS)
+def test_few_units_alone_and_in_a_batch(cell, H, dtype):
+    """Where one kernel takes a sequence through all steps: of a batch's sequences too, if few."""
+    rng = np.random.default_rng(H)
+    for inputs, bidirectional in ((1, True), (20, False)):
+        layer = LAYERS[cell](inputs, H, 2, bidirectional=bidirectional, dtype=dtype, seed=H)
+        x = rng.standard_normal((9, 33, inputs)).astype(dtype)
+        alone = np.concatenate([layer(x[:, b : b + 1])[0] for b in range(33)], axis=1)
+        for B in (2, 7, 33):
+            same_bits(layer(x[:, :B])[0], alone[:, :B], f"{inputs} inputs, {B} sequences")
+
+
 @CASE
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("B", [1, 4])
