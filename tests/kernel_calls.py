@@ -1178,8 +1178,9 @@ def _(source):
 
 
 # T, H and inputs of the kernels of many steps: from parts of a vector up to as many as there may be
-WALKS = [(0, 3, 2), (1, 1, 1), (5, 4, 1), (4, 8, 0), (3, 9, 2), (6, 16, 1), (3, 17, 3), (4, 23, 1),
-         (3, 32, 2), (3, 33, 0), (4, 40, 1), (2, 47, 3), (3, 51, 1), (3, 60, 0), (4, 64, 2)]  # fmt: skip
+WALKS = [(0, 3, 2), (1, 1, 1), (5, 4, 1), (4, 8, 0), (3, 9, 2), (6, 16, 1), (3, 17, 3),
+         (4, 23, 1), (3, 32, 2), (3, 33, 0), (4, 40, 1), (2, 47, 3), (3, 51, 1), (3, 60, 0),
+         (4, 64, 2)]  # fmt: skip
 
 
 def walk_inputs(source, shape, gates):

@@ -13,7 +13,7 @@
 #define RF_FIRST_F32_(n)                                                                 \
     _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))
 #define v_loadn(p, n) _mm256_maskload_ps((p), RF_FIRST_F32_(n))
-#define v_storen(p, n, v) _mm256_maskstore_ps((p), RF_FIRST_F32_(n), (v))
+#define v_storen(p, n, v) FN(v_storen)((p), (n), (v))
 #define v_set1(s) _mm256_set1_ps(s)
 #define v_zero() _mm256_setzero_ps()
 #define v_first(v) _mm256_cvtss_f32(v)
@@ -54,6 +54,20 @@
                  _mm256_set1_ps(1.0f))
 
 #include "scale.h"
+
+/* Piece by piece: AMD's CPUs take a masked store apart into a score of operations. */
+RF_INLINE void FN(v_storen)(float *p, ptrdiff_t n, __m256 v) {
+    __m128 left = _mm256_castps256_ps128(v);
+    if (n & 4) {
+        _mm_storeu_ps(p, left);
+        left = _mm256_extractf128_ps(v, 1), p += 4;
+    }
+    if (n & 2) {
+        _mm_storel_pi((__m64 *)p, left);
+        left = _mm_movehl_ps(left, left), p += 2;
+    }
+    if (n & 1) _mm_store_ss(p, left);
+}
 
 /* 8 x 8: pairs of rows, pairs of pairs, then halves of the vectors. */
 RF_INLINE void FN(transpose)(__m256 *t) {

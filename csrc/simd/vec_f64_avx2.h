@@ -13,7 +13,7 @@
 #define RF_FIRST_F64_(n)                                                                 \
     _mm256_cmpgt_epi64(_mm256_set1_epi64x((long long)(n)), _mm256_setr_epi64x(0, 1, 2, 3))
 #define v_loadn(p, n) _mm256_maskload_pd((p), RF_FIRST_F64_(n))
-#define v_storen(p, n, v) _mm256_maskstore_pd((p), RF_FIRST_F64_(n), (v))
+#define v_storen(p, n, v) FN(v_storen)((p), (n), (v))
 #define v_set1(s) _mm256_set1_pd(s)
 #define v_zero() _mm256_setzero_pd()
 #define v_first(v) _mm256_cvtsd_f64(v)
@@ -55,6 +55,15 @@
                  _mm256_set1_pd(1.0))
 
 #include "scale.h"
+
+RF_INLINE void FN(v_storen)(double *p, ptrdiff_t n, __m256d v) {
+    __m128d left = _mm256_castpd256_pd128(v);
+    if (n & 2) {
+        _mm_storeu_pd(p, left);
+        left = _mm256_extractf128_pd(v, 1), p += 2;
+    }
+    if (n & 1) _mm_store_sd(p, left);
+}
 
 /* 4 x 4: pairs of rows, then halves of the vectors. */
 RF_INLINE void FN(transpose)(__m256d *t) {
