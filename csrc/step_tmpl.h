@@ -279,17 +279,21 @@ static ptrdiff_t FN(shared_tile)(const int G, const int split, const int wide, p
         break;
 #define RF_TILE_OF(R, G, NV, split, w)                                                         \
     FN(chain_tile)(R, G, NV, split, w, s, follow, block, b, j, z, ldz, ldg);
-/* What is left of one row's units is one tile, if it has eight accumulators: fewer wait for each other. */
+/* What is left of one row's units is one tile: fewer accumulators wait for each other. */
 #define RF_REST(R, G, NV, split)                                                               \
-    else if (R == 1 && NV == 8 && size > 2) switch (size) {                                    \
-        case 3: RF_TILE_OF(R, G, 3, split, w) break;                                           \
-        case 4: RF_TILE_OF(R, G, 4, split, w) break;                                           \
-        case 5: RF_TILE_OF(R, G, 5, split, w) break;                                           \
-        case 6: RF_TILE_OF(R, G, 6, split, w) break;                                           \
-        case 7: RF_TILE_OF(R, G, 7, split, w) break;                                           \
-        default: RF_TILE_OF(R, G, 8, split, w)                                                 \
-        }                                                                                      \
-    else if (R == 1 && NV == 8 && size == 2) RF_TILE_OF(R, G, 2, split, w)
+    else if (R == 1 && size > 1) switch (size) {                                               \
+        RF_REST_OF(2, G, NV, split)                                                            \
+        RF_REST_OF(3, G, NV, split)                                                            \
+        RF_REST_OF(4, G, NV, split)                                                            \
+        RF_REST_OF(5, G, NV, split)                                                            \
+        RF_REST_OF(6, G, NV, split)                                                            \
+        RF_REST_OF(7, G, NV, split)                                                            \
+        RF_REST_OF(8, G, NV, split)                                                            \
+        }
+#define RF_REST_OF(size, G, NV, split)                                                         \
+    case size:                                                                                 \
+        if (size <= NV) RF_TILE_OF(1, G, size, split, w)                                       \
+        break;
 #if VL > 1
 #define RF_MORE_ROWS(G, NV, split) \
     RF_ROWS(4, G, NV, split) RF_ROWS(5, G, NV, split) RF_ROWS(6, G, NV, split)
@@ -306,6 +310,7 @@ RF_CHAINS(chain4, 4, 0, RF_NV4)
 #undef RF_MORE_ROWS
 #undef RF_ROWS
 #undef RF_REST
+#undef RF_REST_OF
 #undef RF_TILE_OF
 #undef RF_CHAIN_FUNCTION
 #undef RF_NV1
@@ -356,8 +361,7 @@ RF_CHAINS(chain4, 4, 0, RF_NV4)
         const ptrdiff_t fewer = RF_SHARED && FN(name##_products) == 1 && n > 3 ? ldw - VL - 1 : 0; \
         const ptrdiff_t wides = ldw > VL ? ((to) - (from) + fewer) / ldw : 0;                   \
         const ptrdiff_t rest = (to) - (from) - wides * ldw, left = rest > 0 ? rest : 0;         \
-        /* what is left of one row's: one tile where a tile has eight vectors */                \
-        const int together = n == 1 && ldw == 8 * VL && VL > 1;                                 \
+        const int together = n == 1 && VL > 1; /* what is left */                               \
         const ptrdiff_t pairs = !together && ldw > 2 * VL ? left / (2 * VL) : 0;               \
         const ptrdiff_t tiles = wides + (together ? left > 0                                    \
                                                   : pairs + (left - pairs * 2 * VL + VL - 1) / VL); \
@@ -611,245 +615,225 @@ static void KN(gru_before_backward_gates)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t fi
 /* ---- many steps of one sequence with few units ---------------------------------------------- */
 
 /* A step is a chain of operations that wait for each other, so nothing may be put in their way: the
- * loop over the steps is here, the gates take the pre-activations from the registers they are in,
- * and states stay in two small arrays that are whole vectors. Units of `tile` vectors, a constant, are one
- * tile, in a function of its own: what others there would hoist out of the loop takes registers from the
- * sums. tile 0: tiles of up to `most`, from the last to the first on every second step. The body has NV
- * vectors from j on, the last of w elements. */
+ * loop over the steps is here, and states stay in two small arrays. Where there are accumulators for all
+ * vectors of units, NV, a constant, the gates take the pre-activations from the registers they are in, in a
+ * function of its own: what others there would hoist out of the loop takes registers from the sums. */
 #ifndef RF_FEW_UNITS
 #define RF_FEW_UNITS 64
 
-#define RF_EACH_STEP(tile, most, T, H, s, ldx, y, ldy, ...)                                    \
+#define RF_EACH_STEP(T, H, s, ldx, h, y, ldy, ...)                                             \
     do {                                                                                       \
         _Alignas(64) REAL state[2][RF_FEW_UNITS + VL] = {{0}};                                 \
-        const ptrdiff_t vectors = ((H) + VL - 1) / VL, tiles = (vectors + (most) - 1) / (most); \
         memcpy(state[0], h, (size_t)(H) * sizeof(REAL));                                       \
         for (ptrdiff_t t = 0; t < (T); t++) {                                                  \
             const REAL *old = state[t % 2];                                                    \
             REAL *new = state[(t + 1) % 2];                                                    \
-            (s).h = old;                                                                       \
-            if (tile) {                                                                        \
-                const int NV = tile;                                                           \
-                const ptrdiff_t j = 0, w = (H) - (tile - 1) * VL;                              \
-                __VA_ARGS__                                                                    \
-            } else {                                                                           \
-                for (ptrdiff_t i = 0; i < tiles; i++) {                                        \
-                    const ptrdiff_t first = (t % 2 ? tiles - 1 - i : i) * (most);              \
-                    const ptrdiff_t j = first * VL, left = vectors - first;                    \
-                    switch (left < (most) ? left : (most)) {                                   \
-                        RF_STEP_TILE(1, most, H, __VA_ARGS__)                                  \
-                        RF_STEP_TILE(2, most, H, __VA_ARGS__)                                  \
-                        RF_STEP_TILE(3, most, H, __VA_ARGS__)                                  \
-                        RF_STEP_TILE(4, most, H, __VA_ARGS__)                                  \
-                    }                                                                          \
-                }                                                                              \
-            }                                                                                  \
-            if ((s).wx) (s).x += (ldx);                                                        \
-            if ((s).start) (s).start += (s).lds;                                               \
+            (s)->h = old;                                                                      \
+            __VA_ARGS__                                                                        \
+            if ((s)->wx) (s)->x += (ldx);                                                      \
+            if ((s)->start) (s)->start += (s)->lds;                                            \
             if (y) (y) += (ldy);                                                               \
         }                                                                                      \
         memcpy(h, state[(T) % 2], (size_t)(H) * sizeof(REAL));                                 \
     } while (0)
-#define RF_STEP_TILE(vectors, most, H, ...)                                                    \
-    case vectors:                                                                              \
-        if (vectors <= (most)) {                                                               \
-            const int NV = vectors;                                                            \
-            const ptrdiff_t w = left > NV ? VL : (H) - j - (NV - 1) * VL;                      \
-            __VA_ARGS__                                                                        \
-        }                                                                                      \
-        break;
 #define RF_PUT_UNITS(v, value)                                                                 \
     do {                                                                                       \
         const v_t put = (value);                                                               \
-        v_store(new + j + (v) * VL, put);                                                      \
-        if (y && ((v) < NV - 1 || w == VL)) v_store(y + j + (v) * VL, put);                    \
-        else if (y) v_storen(y + j + (v) * VL, w, put);                                        \
+        v_store(new + (v) * VL, put);                                                          \
+        if (y && ((v) < NV - 1 || w == VL)) v_store(y + (v) * VL, put);                        \
+        else if (y) v_storen(y + (v) * VL, w, put);                                            \
     } while (0)
 
 /* The function `name`_N for N vectors of units, where there are so many: none of a vector that is one unit. */
-#define RF_IS_TILE(tile) (!(tile) || (VL > 1 && (tile) * VL <= RF_FEW_UNITS))
-#define RF_MOST_IN_TILE (VL > 1 ? 4 : 2)
-#define RF_BY_VECTORS(name, H, ...)                                                            \
-    switch (VL > 1 ? ((H) + VL - 1) / VL : 0) {                                                \
-    case 1: FN(name##_1)(__VA_ARGS__); break;                                                  \
-    case 2: FN(name##_2)(__VA_ARGS__); break;                                                  \
-    case 3: FN(name##_3)(__VA_ARGS__); break;                                                  \
-    case 4: FN(name##_4)(__VA_ARGS__); break;                                                  \
-        RF_MORE_VECTORS(name, __VA_ARGS__)                                                     \
-    default: FN(name##_0)(__VA_ARGS__);                                                        \
+#define RF_IS_TILE(NV) (VL > 1 && (NV) * VL <= RF_FEW_UNITS)
+#define RF_FIVE_TO_EIGHT(name, ...)                                                            \
+    case 5: FN(name##_5)(__VA_ARGS__); return;                                                 \
+    case 6: FN(name##_6)(__VA_ARGS__); return;                                                 \
+    case 7: FN(name##_7)(__VA_ARGS__); return;                                                 \
+    case 8: FN(name##_8)(__VA_ARGS__); return;
+#define RF_BY_VECTORS(name, more, H, ...)                                                        \
+    switch (VL > 1 ? ((H) + VL - 1) / VL : 0) {                                         \
+    case 1: FN(name##_1)(__VA_ARGS__); return;                                                 \
+    case 2: FN(name##_2)(__VA_ARGS__); return;                                                 \
+    case 3: FN(name##_3)(__VA_ARGS__); return;                                                 \
+    case 4: FN(name##_4)(__VA_ARGS__); return;                                                 \
+        more                                                                                   \
     }
 #endif
+
+/* Pre-activations of all units in z, gates RF_FEW_UNITS apart. */
+#define RF_ROW_CHAINS(name, s, back, z)                                                        \
+    do {                                                                                       \
+        const ptrdiff_t most = FN(name##_nv)(1), vectors = ((s)->H + VL - 1) / VL;             \
+        const ptrdiff_t tiles = (vectors + most - 1) / most;                                   \
+        for (ptrdiff_t i = 0; i < tiles; i++) {                                                \
+            const ptrdiff_t first = ((back) ? tiles - 1 - i : i) * most, left = vectors - first; \
+            const ptrdiff_t size = left < most ? left : most, j = first * VL;                  \
+            const ptrdiff_t w = (s)->H - j - (size - 1) * VL;                                  \
+            FN(name)(1, (int)size, w < VL ? w : VL, s, 0, 0, 0, j, (z) + j, 0, RF_FEW_UNITS);  \
+        }                                                                                      \
+    } while (0)
 
 /* Pre-activations of three or four vectors of units of an LSTM or a GRU. A function of its own: beside
  * twelve sums there is no room for constants of the gates, and the compiler kept those instead. The sixteen
  * of an LSTM are two times eight with 16 registers; their gates are together all the same. */
-static RF_ONCE void FN(wide_chains)(int G, int NV, ptrdiff_t w, const FN(chain) *s, ptrdiff_t j, REAL *z) {
+static RF_ONCE void FN(wide_chains)(int G, int NV, ptrdiff_t w, const FN(chain) *s, REAL *z) {
 #define RF_CHAINS(G, NV, split, w, j, z)                                                       \
     FN(chain_pass)(1, G, 0, G, NV, split, w, s, 0, 0, 0, j, z, 0, ldg)
     const ptrdiff_t ldg = NV * VL;
     if (G == 3) {
-        if (NV == 3) RF_CHAINS(3, 3, 1, w, j, z);
-        else RF_CHAINS(3, 4, 1, w, j, z);
+        if (NV == 3) RF_CHAINS(3, 3, 1, w, 0, z);
+        else RF_CHAINS(3, 4, 1, w, 0, z);
     } else if (NV == 3) {
-        RF_CHAINS(4, 3, 0, w, j, z);
+        RF_CHAINS(4, 3, 0, w, 0, z);
     } else if (RF_REGISTERS == 32) {
-        RF_CHAINS(4, 4, 0, w, j, z);
+        RF_CHAINS(4, 4, 0, w, 0, z);
     } else {
-        RF_CHAINS(4, 2, 0, VL, j, z);
-        RF_CHAINS(4, 2, 0, w, j + 2 * VL, z + 2 * VL);
+        RF_CHAINS(4, 2, 0, VL, 0, z);
+        RF_CHAINS(4, 2, 0, w, 2 * VL, z + 2 * VL);
     }
 #undef RF_CHAINS
 }
-RF_INLINE void FN(step_chains)(const int G, const int NV, const int split, ptrdiff_t w,
-                               const FN(chain) *s, ptrdiff_t j, v_t acc[4][6][8]) {
+RF_INLINE void FN(few_chains)(const int G, const int NV, const int split, ptrdiff_t w,
+                              const FN(chain) *s, v_t acc[4][6][8]) {
     if (NV <= 2) {
-        FN(chains)(1, G, 0, G, NV, split, w, s, 0, 0, 0, j, acc);
+        FN(chains)(1, G, 0, G, NV, split, w, s, 0, 0, 0, 0, acc);
         return;
     }
     _Alignas(64) REAL z[4 * 4 * VL];
-    FN(wide_chains)(G, NV, w, s, j, z);
+    FN(wide_chains)(G, NV, w, s, z);
 RF_UNROLL
     for (int g = 0; g < G + split; g++) RF_EACH_OF(NV) acc[g][0][v] = v_load(z + (g * NV + v) * VL);
 }
 
-RF_INLINE void FN(rnn_steps)(const int tile, const int most, ptrdiff_t T, ptrdiff_t H, const rf_act act,
-                             FN(chain) s, ptrdiff_t ldx, REAL *h, REAL *y, ptrdiff_t ldy) {
-    RF_EACH_STEP(tile, most, T, H, s, ldx, y, ldy, {
+RF_INLINE void FN(rnn_few)(const int NV, ptrdiff_t T, ptrdiff_t H, FN(chain) *s, ptrdiff_t ldx, REAL *h,
+                           REAL *y, ptrdiff_t ldy) {
+    const rf_act tanh = {RF_TANH, 0, 0};
+    const ptrdiff_t w = H - (NV - 1) * VL;
+    RF_EACH_STEP(T, H, s, ldx, h, y, ldy, {
         v_t z[4][6][8];
-        FN(chains)(1, 1, 0, 1, NV, 0, w, &s, 0, 0, 0, j, z);
-        FN(acts)(act, NV < 4 ? NV : 4, z[0][0]);
-        if (NV > 4) FN(acts)(act, NV - 4, z[0][0] + 4);
+        FN(chains)(1, 1, 0, 1, NV, 0, w, s, 0, 0, 0, 0, z);
+        FN(acts)(tanh, NV < 4 ? NV : 4, z[0][0]);
+        if (NV > 4) FN(acts)(tanh, NV - 4, z[0][0] + 4);
         RF_EACH_OF(NV) RF_PUT_UNITS(v, z[0][0][v]);
     });
 }
-#define RF_STEPS(tile)                                                                         \
-    static RF_ONCE void FN(rnn_steps_##tile)(ptrdiff_t T, ptrdiff_t H, FN(chain) s, ptrdiff_t ldx, \
-                                             REAL *h, REAL *y, ptrdiff_t ldy) {                \
-        const rf_act tanh = {RF_TANH, 0, 0};                                                   \
-        if (RF_IS_TILE(tile)) FN(rnn_steps)(tile, RF_MOST_IN_TILE, T, H, tanh, s, ldx, h, y, ldy); \
+#define RF_FEW(NV)                                                                             \
+    static RF_ONCE void FN(rnn_few_##NV)(ptrdiff_t T, ptrdiff_t H, FN(chain) *s, ptrdiff_t ldx, REAL *h, \
+                                         REAL *y, ptrdiff_t ldy) {                             \
+        if (RF_IS_TILE(NV)) FN(rnn_few)(NV, T, H, s, ldx, h, y, ldy);                          \
     }
-RF_STEPS(0)
-RF_STEPS(1)
-RF_STEPS(2)
-RF_STEPS(3)
-RF_STEPS(4)
-RF_STEPS(5)
-RF_STEPS(6)
-RF_STEPS(7)
-RF_STEPS(8)
-#undef RF_STEPS
+RF_FEW(1)
+RF_FEW(2)
+RF_FEW(3)
+RF_FEW(4)
+RF_FEW(5)
+RF_FEW(6)
+RF_FEW(7)
+RF_FEW(8)
+#undef RF_FEW
 
 static void KN(rnn_steps)(ptrdiff_t T, ptrdiff_t H, rf_act act, ptrdiff_t inputs, const REAL *x,
                           ptrdiff_t ldx, const REAL *wx, const REAL *start, ptrdiff_t lds, REAL *h,
                           const REAL *wh, REAL *y, ptrdiff_t ldy) {
-    const FN(chain) s = {1, H, inputs, H, H, lds, x, wx, start, h, wh, NULL, 0, 0};
-#define RF_MORE_VECTORS(name, ...)                                                             \
-    case 5: FN(name##_5)(__VA_ARGS__); break;                                                  \
-    case 6: FN(name##_6)(__VA_ARGS__); break;                                                  \
-    case 7: FN(name##_7)(__VA_ARGS__); break;                                                  \
-    case 8: FN(name##_8)(__VA_ARGS__); break;
-    if (act.kind == RF_TANH) RF_BY_VECTORS(rnn_steps, H, T, H, s, ldx, h, y, ldy)
-    else FN(rnn_steps)(0, 2, T, H, act, s, ldx, h, y, ldy);
-#undef RF_MORE_VECTORS
+    FN(chain) s = {1, H, inputs, H, H, lds, x, wx, start, h, wh, NULL, 0, 0};
+    if (act.kind == RF_TANH)
+        RF_BY_VECTORS(rnn_few, RF_FIVE_TO_EIGHT(rnn_few, T, H, &s, ldx, h, y, ldy), H, T, H, &s, ldx, h, y,
+                      ldy)
+    _Alignas(64) REAL z[RF_FEW_UNITS];
+    RF_EACH_STEP(T, H, &s, ldx, h, y, ldy, {
+        RF_ROW_CHAINS(chain1, &s, t % 2, z);
+        FN(rnn_units)(1, H, act, z, 0, new, 0, y, 0);
+    });
 }
-#define RF_MORE_VECTORS(name, ...)
 
-RF_INLINE void FN(lstm_steps)(const int tile, const int most, const rf_lstm opt, const REAL *peephole,
-                              ptrdiff_t T, ptrdiff_t H, FN(chain) s, ptrdiff_t ldx, REAL *h, REAL *c,
-                              REAL *y, ptrdiff_t ldy) {
-    const int G = opt.coupled ? 3 : 4;
-    _Alignas(64) REAL cell[RF_FEW_UNITS + VL] = {0}, peep[3][RF_FEW_UNITS + VL] = {{0}};
+RF_INLINE void FN(lstm_few)(const int NV, ptrdiff_t T, ptrdiff_t H, FN(chain) *s, ptrdiff_t ldx, REAL *h,
+                            REAL *c, REAL *y, ptrdiff_t ldy) {
+    const rf_lstm plain = {{RF_SIGMOID, 0, 0}, 0, 0};
+    const ptrdiff_t w = H - (NV - 1) * VL;
+    _Alignas(64) REAL cell[RF_FEW_UNITS] = {0};
     memcpy(cell, c, (size_t)H * sizeof *c);
-    for (int g = 0; g < 3 && peephole; g++)
-        memcpy(peep[g], peephole + g * H, (size_t)H * sizeof *c);
-    RF_EACH_STEP(tile, most, T, H, s, ldx, y, ldy, {
+    RF_EACH_STEP(T, H, s, ldx, h, y, ldy, {
         v_t acc[4][6][8];
         v_t z[4 * 4];
-        v_t p[3 * 4];
         v_t cn[4];
-        FN(step_chains)(G, NV, 0, w, &s, j, acc);
+        FN(few_chains)(4, NV, 0, w, s, acc);
 RF_UNROLL
-        for (int g = 0; g < G; g++) RF_EACH_OF(NV) z[g * NV + v] = acc[g][0][v];
-        RF_EACH_OF(NV) cn[v] = v_load(cell + j + v * VL);
-RF_UNROLL
-        for (int g = 0; g < 3; g++) RF_EACH_OF(NV) p[g * NV + v] = v_load(peep[g] + j + v * VL);
-        FN(lstm_vectors)(NV, opt, peephole ? p : NULL, z, cn);
-        RF_EACH_OF(NV) v_store(cell + j + v * VL, cn[v]);
+        for (int g = 0; g < 4; g++) RF_EACH_OF(NV) z[g * NV + v] = acc[g][0][v];
+        RF_EACH_OF(NV) cn[v] = v_load(cell + v * VL);
+        FN(lstm_vectors)(NV, plain, NULL, z, cn);
+        RF_EACH_OF(NV) v_store(cell + v * VL, cn[v]);
         FN(tanhs)(NV, cn);
-        RF_EACH_OF(NV) RF_PUT_UNITS(v, v_mul(z[(G - 1) * NV + v], cn[v])); /* F5 */
+        RF_EACH_OF(NV) RF_PUT_UNITS(v, v_mul(z[3 * NV + v], cn[v])); /* F5 */
     });
     memcpy(c, cell, (size_t)H * sizeof *c);
 }
-#define RF_STEPS(tile)                                                                         \
-    static RF_ONCE void FN(lstm_steps_##tile)(ptrdiff_t T, ptrdiff_t H, FN(chain) s, ptrdiff_t ldx, \
-                                              REAL *h, REAL *c, REAL *y, ptrdiff_t ldy) {      \
-        const rf_lstm plain = {{RF_SIGMOID, 0, 0}, 0, 0};                                      \
-        if (RF_IS_TILE(tile))                                                                  \
-            FN(lstm_steps)(tile, RF_MOST_IN_TILE, plain, NULL, T, H, s, ldx, h, c, y, ldy);    \
+#define RF_FEW(NV)                                                                             \
+    static RF_ONCE void FN(lstm_few_##NV)(ptrdiff_t T, ptrdiff_t H, FN(chain) *s, ptrdiff_t ldx, REAL *h, \
+                                          REAL *c, REAL *y, ptrdiff_t ldy) {                   \
+        if (RF_IS_TILE(NV)) FN(lstm_few)(NV, T, H, s, ldx, h, c, y, ldy);                      \
     }
-RF_STEPS(0)
-RF_STEPS(1)
-RF_STEPS(2)
-RF_STEPS(3)
-RF_STEPS(4)
-#undef RF_STEPS
+RF_FEW(1)
+RF_FEW(2)
+RF_FEW(3)
+RF_FEW(4)
+#undef RF_FEW
 
 static void KN(lstm_steps)(ptrdiff_t T, ptrdiff_t H, const rf_lstm *opt, ptrdiff_t inputs,
                            const REAL *x, ptrdiff_t ldx, const REAL *wx, const REAL *start,
                            ptrdiff_t lds, REAL *h, const REAL *wh, const REAL *peephole, REAL *c,
                            REAL *y, ptrdiff_t ldy) {
-    const FN(chain) s = {1, H, inputs, H, H, lds, x, wx, start, h, wh, NULL, 0, 0};
-    rf_lstm other = *opt;
-    other.coupled = 0;
+    FN(chain) s = {1, H, inputs, H, H, lds, x, wx, start, h, wh, NULL, 0, 0};
     if (FN(lstm_is_plain)(opt, peephole))
-        RF_BY_VECTORS(lstm_steps, H, T, H, s, ldx, h, c, y, ldy)
-    else if (!opt->coupled)
-        FN(lstm_steps)(0, 2, other, peephole, T, H, s, ldx, h, c, y, ldy);
-    else {
-        other.coupled = 1;
-        FN(lstm_steps)(0, 2, other, peephole, T, H, s, ldx, h, c, y, ldy);
-    }
+        RF_BY_VECTORS(lstm_few, , H, T, H, &s, ldx, h, c, y, ldy)
+    _Alignas(64) REAL z[4 * RF_FEW_UNITS];
+    RF_EACH_STEP(T, H, &s, ldx, h, y, ldy, {
+        if (opt->coupled) RF_ROW_CHAINS(chain3, &s, t % 2, z);
+        else RF_ROW_CHAINS(chain4, &s, t % 2, z);
+        FN(lstm_units)(1, H, opt, z, 0, RF_FEW_UNITS, peephole, c, z, 0, RF_FEW_UNITS, NULL, new, H, y, 0);
+    });
 }
 
-RF_INLINE void FN(gru_steps)(const int tile, const int most, ptrdiff_t T, ptrdiff_t H, const rf_act gate,
-                             FN(chain) s, ptrdiff_t ldx, REAL *h, REAL *y, ptrdiff_t ldy) {
-    RF_EACH_STEP(tile, most, T, H, s, ldx, y, ldy, {
+RF_INLINE void FN(gru_few)(const int NV, ptrdiff_t T, ptrdiff_t H, FN(chain) *s, ptrdiff_t ldx, REAL *h,
+                           REAL *y, ptrdiff_t ldy) {
+    const ptrdiff_t w = H - (NV - 1) * VL;
+    RF_EACH_STEP(T, H, s, ldx, h, y, ldy, {
         v_t a[4][6][8];
         v_t rz[2 * 4];
         v_t n[4];
-        FN(step_chains)(3, NV, 1, w, &s, j, a);
+        FN(few_chains)(3, NV, 1, w, s, a);
         RF_EACH_OF(NV) rz[v] = a[0][0][v], rz[NV + v] = a[1][0][v];
         if (2 * NV <= RF_MOST_VECTORS) { /* F3 */
-            FN(acts)(gate, 2 * NV, rz);
+            FN(sigmoids)(2 * NV, rz);
         } else {
-            FN(acts)(gate, NV, rz);
-            FN(acts)(gate, NV, rz + NV);
+            FN(sigmoids)(NV, rz);
+            FN(sigmoids)(NV, rz + NV);
         }
         RF_EACH_OF(NV) n[v] = v_fma(rz[v], a[2][0][v], a[3][0][v]);
         FN(tanhs)(NV, n); /* F4 */
-        RF_EACH_OF(NV) /* F5 */
-            RF_PUT_UNITS(v, FN(gru_mix)(rz[NV + v], v_load(old + j + v * VL), n[v]));
+        RF_EACH_OF(NV) RF_PUT_UNITS(v, FN(gru_mix)(rz[NV + v], v_load(old + v * VL), n[v])); /* F5 */
     });
 }
-#define RF_STEPS(tile)                                                                         \
-    static RF_ONCE void FN(gru_steps_##tile)(ptrdiff_t T, ptrdiff_t H, FN(chain) s, ptrdiff_t ldx, \
-                                             REAL *h, REAL *y, ptrdiff_t ldy) {                \
-        const rf_act sigmoid = {RF_SIGMOID, 0, 0};                                             \
-        if (RF_IS_TILE(tile))                                                                  \
-            FN(gru_steps)(tile, RF_MOST_IN_TILE, T, H, sigmoid, s, ldx, h, y, ldy);            \
+#define RF_FEW(NV)                                                                             \
+    static RF_ONCE void FN(gru_few_##NV)(ptrdiff_t T, ptrdiff_t H, FN(chain) *s, ptrdiff_t ldx, REAL *h, \
+                                         REAL *y, ptrdiff_t ldy) {                             \
+        if (RF_IS_TILE(NV)) FN(gru_few)(NV, T, H, s, ldx, h, y, ldy);                          \
     }
-RF_STEPS(0)
-RF_STEPS(1)
-RF_STEPS(2)
-RF_STEPS(3)
-RF_STEPS(4)
-#undef RF_STEPS
+RF_FEW(1)
+RF_FEW(2)
+RF_FEW(3)
+RF_FEW(4)
+#undef RF_FEW
 
 static void KN(gru_steps)(ptrdiff_t T, ptrdiff_t H, rf_act gate, ptrdiff_t inputs, const REAL *x,
                           ptrdiff_t ldx, const REAL *wx, const REAL *start, ptrdiff_t lds,
                           const REAL *bias_n, REAL *h, const REAL *wh, REAL *y, ptrdiff_t ldy) {
-    const FN(chain) s = {1, H, inputs, H, H, lds, x, wx, start, h, wh, bias_n, 0, 0};
-    if (gate.kind == RF_SIGMOID) RF_BY_VECTORS(gru_steps, H, T, H, s, ldx, h, y, ldy)
-    else FN(gru_steps)(0, 2, T, H, gate, s, ldx, h, y, ldy);
+    FN(chain) s = {1, H, inputs, H, H, lds, x, wx, start, h, wh, bias_n, 0, 0};
+    if (gate.kind == RF_SIGMOID) RF_BY_VECTORS(gru_few, , H, T, H, &s, ldx, h, y, ldy)
+    _Alignas(64) REAL z[4 * RF_FEW_UNITS];
+    RF_EACH_STEP(T, H, &s, ldx, h, y, ldy, {
+        RF_ROW_CHAINS(chain3_split, &s, t % 2, z);
+        FN(gru_units)(1, H, gate, z, 0, RF_FEW_UNITS, z + 3 * RF_FEW_UNITS, z, 0, RF_FEW_UNITS, NULL, old,
+                      new, 0, y, 0);
+    });
 }
-#undef RF_MORE_VECTORS

@@ -186,7 +186,7 @@ cdef bint is_few(const Cell *s, Py_ssize_t n, int size) noexcept nogil:
     """Whether n sequences go through all steps one after the other, each in one kernel: as long as
     it has the weights in the first cache, AVX2's tiles of many rows of few units are no faster.
     docs/performance.md has the figures; AVX-512's tiles were not compared."""
-    cdef Py_ssize_t H = s.H, vector = AVX2 // size
+    cdef Py_ssize_t H = s.H
     cdef Py_ssize_t weights = s.G * H * (s.P + (s.inputs if s.w_ih != NULL else 0)) * size
     cdef int cost = 4 if s.kind == RNN else 1  # of a sequence over that in a tile, compared
     if H > FEW_UNITS or in_halves(s) or s.normed:
@@ -195,7 +195,7 @@ cdef bint is_few(const Cell *s, Py_ssize_t n, int size) noexcept nogil:
         return True
     if K.layout() == 0 or cost * weights > 40000:
         return False
-    if H < vector or (H == vector and s.kind == RNN):
+    if H * size < AVX2 or (H * size == AVX2 and s.kind == RNN):
         return n <= 3
     return n <= 8 or cost * weights <= 20000
 
@@ -204,12 +204,12 @@ cdef void steps_of_few(Cell *s, Py_ssize_t T, Py_ssize_t B, Py_ssize_t n, const 
                        const real_t *start, Py_ssize_t lds, real_t *y,
                        Py_ssize_t ldy) noexcept nogil:
     """T time steps of n of B sequences; x, start, y: of the first of them."""
-    cdef Py_ssize_t H = s.H, r, sign = -B if s.reverse else B
+    cdef Py_ssize_t H = s.H, sign = -B if s.reverse else B
     cdef Py_ssize_t ldx = sign * s.inputs
     cdef const real_t *w_ih = <real_t *>s.w_ih if x != NULL else NULL
     cdef real_t *h = <real_t *>s.h
     cdef real_t *c = <real_t *>s.c
-    for r in range(n):
+    for _ in range(n):
         if s.kind == LSTM:
             K.lstm_steps(T, H, &s.opt, s.inputs, x, ldx, w_ih, start, sign * lds, h,
                          <real_t *>s.w_hh, <real_t *>s.peephole, c, y, sign * ldy)
