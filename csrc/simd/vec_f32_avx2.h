@@ -53,8 +53,6 @@
     _mm256_or_ps(_mm256_and_ps((a), _mm256_castsi256_ps(_mm256_set1_epi32(0x007fffff))), \
                  _mm256_set1_ps(1.0f))
 
-#include "scale.h"
-
 /* Piece by piece: AMD's CPUs take a masked store apart into a score of operations. */
 RF_INLINE void FN(v_storen)(float *p, ptrdiff_t n, __m256 v) {
     __m128 left = _mm256_castps256_ps128(v);
@@ -68,6 +66,8 @@ RF_INLINE void FN(v_storen)(float *p, ptrdiff_t n, __m256 v) {
     }
     if (n & 1) _mm_store_ss(p, left);
 }
+
+#include "scale.h"
 
 /* 8 x 8: pairs of rows, pairs of pairs, then halves of the vectors. */
 RF_INLINE void FN(transpose)(__m256 *t) {

@@ -54,8 +54,6 @@
                                         _mm256_set1_epi64x(0x000fffffffffffffLL))),      \
                  _mm256_set1_pd(1.0))
 
-#include "scale.h"
-
 RF_INLINE void FN(v_storen)(double *p, ptrdiff_t n, __m256d v) {
     __m128d left = _mm256_castpd256_pd128(v);
     if (n & 2) {
@@ -64,6 +62,8 @@ RF_INLINE void FN(v_storen)(double *p, ptrdiff_t n, __m256d v) {
     }
     if (n & 1) _mm_store_sd(p, left);
 }
+
+#include "scale.h"
 
 /* 4 x 4: pairs of rows, then halves of the vectors. */
 RF_INLINE void FN(transpose)(__m256d *t) {
