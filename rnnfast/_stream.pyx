@@ -182,22 +182,25 @@ cdef void swap(Cell *s) noexcept nogil:
     s.back = not s.back
 
 
-cdef bint is_few(const Cell *s, Py_ssize_t n, int size) noexcept nogil:
-    """Whether n sequences go through all steps one after the other, each in one kernel: as long as
+cdef bint is_few(const Cell *s, Py_ssize_t T, Py_ssize_t n, int size) noexcept nogil:
+    """Whether n sequences go through all T steps one after the other, each in one kernel: as long as
     it has the weights in the first cache, AVX2's tiles of many rows of few units are no faster.
     docs/performance.md has the figures; AVX-512's tiles were not compared."""
     cdef Py_ssize_t H = s.H
     cdef Py_ssize_t weights = s.G * H * (s.P + (s.inputs if s.w_ih != NULL else 0)) * size
-    cdef int cost = 4 if s.kind == RNN else 1  # of a sequence over that in a tile, compared
     if H > FEW_UNITS or in_halves(s) or s.normed:
         return False
     if n == 1:
         return True
-    if K.layout() == 0 or cost * weights > 40000:
+    if K.layout() == 0:
         return False
-    if H * size < AVX2 or (H * size == AVX2 and s.kind == RNN):
+    if H * size <= AVX2:
         return n <= 3
-    return n <= 8 or cost * weights <= 20000
+    if s.kind == RNN:
+        return n <= 8 and weights <= 10000
+    if weights <= 10000:
+        return n <= 32 or T >= 128
+    return n <= 8 and weights <= 20000 or n <= 4 and weights <= 40000
 
 
 cdef void steps_of_few(Cell *s, Py_ssize_t T, Py_ssize_t B, Py_ssize_t n, const real_t *x,
@@ -240,7 +243,7 @@ cdef void one_step(Cell *cells, Py_ssize_t layers, Py_ssize_t B, const real_t *x
     cdef real_t *out
     for k in range(layers):
         out = y if k == layers - 1 else NULL
-        if B == 1 and is_few(&cells[k], 1, sizeof(real_t)):
+        if B == 1 and is_few(&cells[k], 1, 1, sizeof(real_t)):
             steps_of_few(&cells[k], 1, B, B, x, <real_t *>cells[k].bias, 0, out, cells[k].P)
         else:
             step(&cells[k], &share, B, x, <real_t *>cells[k].bias, 0, out, cells[k].P)
@@ -377,7 +380,7 @@ cdef void run_job(Job *job) noexcept nogil:
     cdef int d
     job.parts = plan.parts
     job.few_units = not plan.units and is_few(
-        s, (job.B + plan.parts - 1) // plan.parts,
+        s, job.T, (job.B + plan.parts - 1) // plan.parts,
         sizeof(float) if job.num == cnp.NPY_FLOAT else sizeof(double))
     if plan.units:
         K.pool_run_gang(plan.threads, run_units, job)
