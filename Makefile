@@ -87,8 +87,8 @@ bench:  ## every compiled function beside its NumPy twin; writes bench/results/b
 readme:  ## paste the figures in bench/results (bench, peers, promises, torch) into README.md and docs/
 	$(PY) tools/readme_table.py bench/results
 
-peers:  ## our layers beside the other libraries installed, over a grid of shapes (THREADS=2, ONLY=...)
-	$(PY) bench/grid.py --threads $(THREADS) --only "$(ONLY)"
+peers:  ## our layers beside the other libraries installed, over a grid of shapes (THREADS=2, ONLY=..., AGAIN=...)
+	$(PY) bench/grid.py --threads $(THREADS) --only "$(ONLY)" --again "$(AGAIN)"
 
 promises:  ## the other goals of speed: ragged batches, denormals, steps, threads, peak, memory (ONLY=...)
 	$(PY) bench/promises.py --only "$(ONLY)"
