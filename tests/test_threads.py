@@ -109,8 +109,14 @@ threads = [threading.Thread(target=call, args=(k,)) for k in range(8)]
 [t.start() for t in threads]
 [t.join() for t in threads]
 assert not failed, failed
-names = [open(path).read().strip() for path in glob.glob("/proc/self/task/*/comm")]
-print(names.count("rnnfast"))
+
+def name(path):
+    try:
+        return open(path).read().strip()
+    except OSError:  # of a caller that has ended
+        return ""
+
+print([name(path) for path in glob.glob("/proc/self/task/*/comm")].count("rnnfast"))
 """
 
 
