@@ -13,6 +13,8 @@ import importlib.util
 import itertools
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
 import time
@@ -258,10 +260,51 @@ def every_cpu():
         os.sched_setaffinity(0, before)
 
 
+def burn(work):
+    """Do the same work on the last CPU until stdin ends; a line when it has begun."""
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    call = _peers.make("fused", work)
+    call()
+    print(flush=True)
+    while not select.select([sys.stdin], [], [], 0)[0]:
+        call()
+
+
+@contextlib.contextmanager
+def neighbour(work):
+    """A second process that does the same work; gives a function to stop it and let it go."""
+    shape = map(str, (work.T, work.B, work.I, work.H))
+    process = subprocess.Popen([sys.executable, __file__, "--burn", work.cell, work.mode, *shape],
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    try:
+        process.stdout.readline()
+        yield lambda go: process.send_signal(signal.SIGCONT if go else signal.SIGSTOP)
+    finally:
+        process.send_signal(signal.SIGCONT)
+        process.stdin.close()
+        process.wait()
+
+
+def two_processes(work, call, seconds):
+    """Twice the time of a call alone over its time beside a process that does the same on another
+    CPU: what two threads could gain that never wait for each other and share nothing."""
+    with neighbour(work) as let:
+        def beside(go):
+            def run():
+                let(go)
+                return call()
+
+            return run
+
+        times = _bench.turns({"alone": beside(False), "beside": beside(True)}, seconds, threads=2)
+    return 2 * times["alone"][1] / times["beside"][1]
+
+
 def threads(seconds, shapes=((64, 32, 256, 256), (64, 64, 512, 512), (64, 128, 128, 128),
                              (128, 1, 128, 128), (128, 1, 256, 256), (128, 1, 512, 512))):
     """One thread's time over two threads', an LSTM; one sequence, whose hidden units are divided,
-    need only gain by it."""
+    need only gain by it. Beside it: `two_processes`."""
     def limited(n, call):
         def run():
             rnnfast.set_num_threads(n)
@@ -280,6 +323,7 @@ def threads(seconds, shapes=((64, 32, 256, 256), (64, 64, 512, 512), (64, 128, 1
             rnnfast.set_num_threads(1)
             beside = {f"{n} thread{'s' * (n > 1)}": _bench.duration(times[str(n)][1])
                       for n in (1, 2)}
+            beside["two processes"] = f"{two_processes(work, call, seconds):.2f}"
             yield Row("two threads", f"{work}: one thread's time over two threads'",
                       *ratio(times, "1", "2"), 1.85 if work.B >= 32 else 1, False, beside=beside)
 
@@ -393,7 +437,12 @@ def main():
     parser.add_argument("--out", type=Path,
                         default=RESULTS / f"promises-{rnnfast.get_isa()}.json")
     parser.add_argument("--grow", nargs=6, help=argparse.SUPPRESS)
+    parser.add_argument("--burn", nargs=6, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.burn:
+        cell, mode, *shape = args.burn
+        burn(Work(cell, mode, *map(int, shape)))
+        return
     if args.grow:
         name, cell, *shape = args.grow
         print(growth(name, Work(cell, "train", *map(int, shape))))

@@ -69,7 +69,7 @@ RF_INLINE v_t FN(exp)(v_t x) {
 
 /* 1 / (1 + e^-x) = 2^n / (2^n + e^-r), which needs no overflow of e^-x to reach 0: 2^n becomes 0
  * where it leaves the range of normal numbers. */
-RF_INLINE void FN(sigmoids)(const int count, v_t *x) {
+RF_UNFOLD void FN(sigmoids)(const int count, v_t *x) {
     const v_t magic = v_set1(V_POW2_MAGIC), one = v_set1(RF_K(1.0f, 1.0));
     v_t a[RF_MOST_VECTORS], t[RF_MOST_VECTORS], n[RF_MOST_VECTORS], scale[RF_MOST_VECTORS];
     v_t r[RF_MOST_VECTORS], r2[RF_MOST_VECTORS], y[RF_MOST_VECTORS];
@@ -97,7 +97,7 @@ RF_INLINE v_t FN(sigmoid)(v_t x) {
 
 /* |x| < 0.55: x + x t Q(t), t = x^2. Else 1 - 2 / (1 + e^2|x|): there the result is above 1/2, so the
  * error of the quotient counts half or less. */
-RF_INLINE void FN(tanhs)(const int count, v_t *x) {
+RF_UNFOLD void FN(tanhs)(const int count, v_t *x) {
     const v_t magic = v_set1(V_POW2_MAGIC), half = v_set1(RF_K(0.5f, 0.5)), one = v_set1(RF_K(1.0f, 1.0));
     v_t a[RF_MOST_VECTORS], b[RF_MOST_VECTORS], u[RF_MOST_VECTORS], n[RF_MOST_VECTORS];
     v_t scale[RF_MOST_VECTORS], r[RF_MOST_VECTORS], r2[RF_MOST_VECTORS], h[RF_MOST_VECTORS];

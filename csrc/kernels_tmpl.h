@@ -2,16 +2,22 @@
  * its verbs only, so every instantiation does the same operations on each element in the same
  * order and gives the same bits. Labels (F1.., B1..) as in docs/math.md and reference/. */
 
+/* RF_UNFOLD: a function whose first arguments are constants after inlining. Under a sanitizer, which
+ * instruments every access, it is compiled once for all of them instead, or a file takes minutes. */
 #ifndef RF_UNROLL
-#if defined(__SANITIZE_ADDRESS__)
-#define RF_UNROLL /* every access is instrumented: unrolled, a file takes minutes to compile */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define RF_UNFOLD static __attribute__((noinline, unused))
+#define RF_UNROLL
 #define RF_TWICE
-#elif defined(__clang__)
+#else
+#define RF_UNFOLD RF_INLINE
+#if defined(__clang__)
 #define RF_UNROLL _Pragma("unroll")
 #define RF_TWICE _Pragma("unroll 2")
 #else
 #define RF_UNROLL _Pragma("GCC unroll 16")
 #define RF_TWICE _Pragma("GCC unroll 2") /* the loops along a chain: pointers move half as often */
+#endif
 #endif
 #endif
 
@@ -111,7 +117,7 @@ RF_INLINE v_t FN(clip01)(v_t x) { return v_min(v_set1(1), v_max(v_zero(), x)); }
 RF_INLINE v_t FN(relu)(v_t x) { return v_max(v_zero(), x); } /* NaN stays NaN */
 
 /* Of up to RF_MOST_VECTORS vectors. */
-RF_INLINE void FN(acts)(rf_act f, const int count, v_t *x) {
+RF_UNFOLD void FN(acts)(rf_act f, const int count, v_t *x) {
     switch (f.kind) {
     case RF_SIGMOID: FN(sigmoids)(count, x); break;
     case RF_TANH: FN(tanhs)(count, x); break;
@@ -268,7 +274,7 @@ static void KN(column_dot)(ptrdiff_t N, ptrdiff_t H, const REAL *a, ptrdiff_t ld
 
 /* What is asked for most is compiled with its activations as constants and two vectors at a time, the
  * others share one body with one. */
-RF_INLINE void FN(rnn_units_of)(const int pairs, ptrdiff_t B, ptrdiff_t H, const rf_act act, const REAL *a,
+RF_UNFOLD void FN(rnn_units_of)(const int pairs, ptrdiff_t B, ptrdiff_t H, const rf_act act, const REAL *a,
                                 ptrdiff_t lda, REAL *h, ptrdiff_t ldh, REAL *y, ptrdiff_t ldy) {
     for (ptrdiff_t b = 0; b < B; b++, a += lda, h += ldh, y += y ? ldy : 0)
         EACH_FEW(pairs, H, {
@@ -305,7 +311,7 @@ static void FN(rnn_backward_rows)(ptrdiff_t B, ptrdiff_t H, ptrdiff_t units, rf_
 
 /* F3, F4 of NV vectors of units. z: i f g o (coupled: i g o) in, gates out, each NV vectors; c: c_{t-1}
  * in, c_t out; peep: peephole gates likewise, or NULL. Gates that wait for nothing are together. */
-RF_INLINE void FN(lstm_vectors)(const int NV, const rf_lstm opt, const v_t *peep, v_t *z, v_t *c) {
+RF_UNFOLD void FN(lstm_vectors)(const int NV, const rf_lstm opt, const v_t *peep, v_t *z, v_t *c) {
     v_t *const i = z, *const f = z + NV, *const g = z + (opt.coupled ? 1 : 2) * NV, *const o = g + NV;
     if (peep) {
         RF_EACH_OF(NV) i[v] = v_fma(peep[v], c[v], i[v]);
@@ -330,7 +336,7 @@ RF_INLINE void FN(lstm_vectors)(const int NV, const rf_lstm opt, const v_t *peep
 
 /* F3, F4 of a block of units. a: pre-activations, rows lda and gates ldg apart; gates: where i f g o
  * go, rows ldr and gates ldo apart, may be a; peephole gates and rows of c lie ldh apart. */
-RF_INLINE void FN(lstm_gates_rows)(const int pairs, ptrdiff_t B, ptrdiff_t H, const rf_lstm opt,
+RF_UNFOLD void FN(lstm_gates_rows)(const int pairs, ptrdiff_t B, ptrdiff_t H, const rf_lstm opt,
                                    const REAL *a, ptrdiff_t lda, ptrdiff_t ldg, const REAL *peep,
                                    REAL *c, ptrdiff_t ldh, REAL *gates, ptrdiff_t ldr,
                                    ptrdiff_t ldo) {
@@ -356,7 +362,7 @@ RF_UNROLL
 
 /* F5 from o, whose rows lie ldr apart. A loop of its own: behind the gates of the same row it would
  * wait for c, and the CPU looks no further ahead than the next row. */
-RF_INLINE void FN(lstm_output_rows)(ptrdiff_t B, ptrdiff_t H, const REAL *o, ptrdiff_t ldr,
+RF_UNFOLD void FN(lstm_output_rows)(ptrdiff_t B, ptrdiff_t H, const REAL *o, ptrdiff_t ldr,
                                     const REAL *c, REAL *tanh_c, REAL *h, ptrdiff_t ldh, REAL *y,
                                     ptrdiff_t ldy) {
     for (ptrdiff_t b = 0; b < B; b++, o += ldr, c += ldh, h += ldh) {
@@ -405,7 +411,7 @@ static void KN(lstm_forward)(ptrdiff_t B, ptrdiff_t H, const rf_lstm *opt, REAL 
     }
 }
 
-RF_INLINE void FN(lstm_backward_rows)(ptrdiff_t B, ptrdiff_t H, ptrdiff_t units, const rf_lstm opt,
+RF_UNFOLD void FN(lstm_backward_rows)(ptrdiff_t B, ptrdiff_t H, ptrdiff_t units, const rf_lstm opt,
                                       const REAL *gates, const REAL *peep, const REAL *c_prev,
                                       const REAL *tanh_c, const REAL *c, const REAL *dh,
                                       ptrdiff_t ldd, const REAL *dy, ptrdiff_t ldy,
@@ -481,7 +487,7 @@ RF_INLINE v_t FN(gru_mix)(v_t z, v_t h, v_t n) { return v_fma(z, v_sub(h, n), n)
 /* F3, F4 of a block of units. a: a_r a_z u_n, rows lda and gates ldg apart; an: W_n x + b_in, rows lda
  * apart too; gates: where r z n go, rows ldr and gates ldo apart, may be a; u, h, out: rows ldh
  * apart; out may be h. */
-RF_INLINE void FN(gru_forward_rows)(ptrdiff_t B, ptrdiff_t H, const rf_act gate, const REAL *a,
+RF_UNFOLD void FN(gru_forward_rows)(ptrdiff_t B, ptrdiff_t H, const rf_act gate, const REAL *a,
                                     ptrdiff_t lda, ptrdiff_t ldg, const REAL *an, REAL *gates,
                                     ptrdiff_t ldr, ptrdiff_t ldo, REAL *u, const REAL *h, REAL *out,
                                     ptrdiff_t ldh, REAL *y, ptrdiff_t ldy) {
@@ -934,7 +940,7 @@ static void KN(gru_norm_backward)(ptrdiff_t B, ptrdiff_t H, rf_act gate, const R
  * vectors, of which the last holds w elements, stays in registers; MR and NV are constants after
  * inlining. Its columns lie in one panel of B or begin one and go on in up to three more, `panel`
  * apart. ahead: k lines to fetch into the second cache meanwhile, or NULL. */
-RF_INLINE void FN(gemm_tile)(const int MR, const int NV, ptrdiff_t w, ptrdiff_t k, const REAL *a,
+RF_UNFOLD void FN(gemm_tile)(const int MR, const int NV, ptrdiff_t w, ptrdiff_t k, const REAL *a,
                              ptrdiff_t ars, ptrdiff_t acs, const REAL *b, ptrdiff_t ldb,
                              ptrdiff_t panel, int add, const REAL *ahead, REAL *c,
                              ptrdiff_t ldc) {
@@ -1006,7 +1012,7 @@ RF_VECTORS(two_vectors, 2)
 
 /* The last one or two vectors of columns, w elements in the last, which a packed panel has whole: no
  * masks in the loop. dx of 30 inputs at 8192 x 512: 36 to 48 GFLOP/s on Zen 3. */
-RF_INLINE void FN(last_vectors)(const int MR, ptrdiff_t vectors, ptrdiff_t w, ptrdiff_t k, const REAL *a,
+RF_UNFOLD void FN(last_vectors)(const int MR, ptrdiff_t vectors, ptrdiff_t w, ptrdiff_t k, const REAL *a,
                                 ptrdiff_t ars, ptrdiff_t acs, const REAL *b, int add, REAL *c,
                                 ptrdiff_t ldc) {
     REAL tile[6 * 2 * VL];
@@ -1030,7 +1036,7 @@ RF_INLINE void FN(last_vectors)(const int MR, ptrdiff_t vectors, ptrdiff_t w, pt
 #endif
 
 /* All columns of a few rows: groups of NV vectors, then what is left. */
-RF_INLINE void FN(gemm_rows)(const int MR, const int NV, ptrdiff_t n, ptrdiff_t k, const REAL *a,
+RF_UNFOLD void FN(gemm_rows)(const int MR, const int NV, ptrdiff_t n, ptrdiff_t k, const REAL *a,
                              ptrdiff_t ars, ptrdiff_t acs, const REAL *b, ptrdiff_t ldb,
                              ptrdiff_t panel, int add, REAL *c, ptrdiff_t ldc) {
 #define RF_COLUMNS(count, w)                                                                   \
@@ -1147,7 +1153,7 @@ RF_INLINE int FN(copies_columns)(ptrdiff_t m, ptrdiff_t k, ptrdiff_t ldb) {
 /* groups x VL rows of C = A B or C + A B, n <= RF_NARROW columns; rows of A are contiguous, and turned VL
  * k at a time. Two groups in turn, for chains enough. One column, 2048 rows of 160 k: 4 to 9 GFLOP/s on
  * Zen 3. */
-RF_INLINE void FN(narrow_tile)(const int groups, const int n, ptrdiff_t k, const REAL *a, ptrdiff_t ars,
+RF_UNFOLD void FN(narrow_tile)(const int groups, const int n, ptrdiff_t k, const REAL *a, ptrdiff_t ars,
                                const REAL *b, ptrdiff_t ldb, int add, REAL *c, ptrdiff_t ldc) {
     v_t acc[2][4], t[VL];
     REAL row[VL];

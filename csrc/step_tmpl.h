@@ -89,7 +89,7 @@ RF_INLINE v_t FN(beginning)(const REAL *p, ptrdiff_t w) {
 /* The pre-activations of Q of G gates from the first on, for R rows of NV vectors of units, of which
  * the last has w; follow: the first unit of the next tile. split: the x part of the third gate is kept
  * apart, behind the others (GRU with the reset after the product). */
-RF_INLINE void FN(chains)(const int R, const int G, const int first, const int Q, const int NV,
+RF_UNFOLD void FN(chains)(const int R, const int G, const int first, const int Q, const int NV,
                           const int split, ptrdiff_t w, const FN(chain) *s, ptrdiff_t follow,
                           ptrdiff_t block, ptrdiff_t b, ptrdiff_t j, v_t acc[4][6][8]) {
     const int n = 2 - first, apart = split && 0 <= n && n < Q; /* the third gate's place in acc */
@@ -115,7 +115,7 @@ RF_UNROLL
 
 /* z: R rows of G + split gates, rows ldz and gates ldg apart. Rows closer than a vector: each store
  * covers what the one before it put behind its row. */
-RF_INLINE void FN(chain_pass)(const int R, const int G, const int first, const int Q, const int NV,
+RF_UNFOLD void FN(chain_pass)(const int R, const int G, const int first, const int Q, const int NV,
                               const int split, ptrdiff_t w, const FN(chain) *s, ptrdiff_t follow,
                               ptrdiff_t block, ptrdiff_t b, ptrdiff_t j, REAL *z, ptrdiff_t ldz,
                               ptrdiff_t ldg) {
@@ -131,7 +131,7 @@ RF_UNROLL
                 v_store(z + r * ldz + (first + g) * ldg + v * VL, acc[g][r][v]);
 }
 /* All gates at once, or as many as there are accumulators for. */
-RF_INLINE void FN(chain_tile)(const int R, const int G, const int NV, const int split, ptrdiff_t w,
+RF_UNFOLD void FN(chain_tile)(const int R, const int G, const int NV, const int split, ptrdiff_t w,
                               const FN(chain) *s, ptrdiff_t follow, ptrdiff_t block, ptrdiff_t b,
                               ptrdiff_t j, REAL *z, ptrdiff_t ldz, ptrdiff_t ldg) {
     const int most = RF_SHARED ? 12 / (R * NV) : G, passes = (G + most - 1) / most;
@@ -694,7 +694,7 @@ static RF_ONCE void FN(wide_chains)(int G, int NV, ptrdiff_t w, const FN(chain) 
     }
 #undef RF_CHAINS
 }
-RF_INLINE void FN(few_chains)(const int G, const int NV, const int split, ptrdiff_t w,
+RF_UNFOLD void FN(few_chains)(const int G, const int NV, const int split, ptrdiff_t w,
                               const FN(chain) *s, v_t acc[4][6][8]) {
     if (NV <= 2) {
         FN(chains)(1, G, 0, G, NV, split, w, s, 0, 0, 0, 0, acc);
@@ -706,7 +706,7 @@ RF_UNROLL
     for (int g = 0; g < G + split; g++) RF_EACH_OF(NV) acc[g][0][v] = v_load(z + (g * NV + v) * VL);
 }
 
-RF_INLINE void FN(rnn_few)(const int NV, ptrdiff_t T, ptrdiff_t H, FN(chain) *s, ptrdiff_t ldx, REAL *h,
+RF_UNFOLD void FN(rnn_few)(const int NV, ptrdiff_t T, ptrdiff_t H, FN(chain) *s, ptrdiff_t ldx, REAL *h,
                            REAL *y, ptrdiff_t ldy) {
     const rf_act tanh = {RF_TANH, 0, 0};
     const ptrdiff_t w = H - (NV - 1) * VL;
@@ -747,7 +747,7 @@ static void KN(rnn_steps)(ptrdiff_t T, ptrdiff_t H, rf_act act, ptrdiff_t inputs
     });
 }
 
-RF_INLINE void FN(lstm_few)(const int NV, ptrdiff_t T, ptrdiff_t H, FN(chain) *s, ptrdiff_t ldx, REAL *h,
+RF_UNFOLD void FN(lstm_few)(const int NV, ptrdiff_t T, ptrdiff_t H, FN(chain) *s, ptrdiff_t ldx, REAL *h,
                             REAL *c, REAL *y, ptrdiff_t ldy) {
     const rf_lstm plain = {{RF_SIGMOID, 0, 0}, 0, 0};
     const ptrdiff_t w = H - (NV - 1) * VL;
@@ -794,7 +794,7 @@ static void KN(lstm_steps)(ptrdiff_t T, ptrdiff_t H, const rf_lstm *opt, ptrdiff
     });
 }
 
-RF_INLINE void FN(gru_few)(const int NV, ptrdiff_t T, ptrdiff_t H, FN(chain) *s, ptrdiff_t ldx, REAL *h,
+RF_UNFOLD void FN(gru_few)(const int NV, ptrdiff_t T, ptrdiff_t H, FN(chain) *s, ptrdiff_t ldx, REAL *h,
                            REAL *y, ptrdiff_t ldy) {
     const ptrdiff_t w = H - (NV - 1) * VL;
     RF_EACH_STEP(T, H, s, ldx, h, y, ldy, {

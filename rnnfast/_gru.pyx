@@ -24,6 +24,7 @@ from rnnfast._product cimport (
 from rnnfast._seq cimport (
     Packed,
     data,
+    goes_on,
     matrix,
     optional_matrix,
     optional_vector,
@@ -130,13 +131,16 @@ cdef void forward_after(const Gru *s, _seq.Share *share, const real_t *w_hh) noe
     """All steps, a share's part of each."""
     cdef Py_ssize_t H = s.H, i, t, n, row, kept, b, j0, j1
     cdef real_t *h = <real_t *>s.h
+    cdef real_t *now  # the state before a step: h, or where the step before put it on the tape
     cdef real_t *new = <real_t *>s.next
+    cdef real_t *out
     cdef const real_t *hm
     cdef real_t *ax
     cdef real_t *a
     cdef real_t *y
     cdef real_t *bias_n = <real_t *>s.bias_n
     cdef bint whole = s.packed_hh != NULL and s.gain_hh == NULL  # the step in one kernel
+    cdef bint taped = False  # the state before the step is on the tape already
     for i in range(s.q.T):
         t = time_of(&s.q, i)
         n = s.q.sizes[t]
@@ -145,16 +149,26 @@ cdef void forward_after(const Gru *s, _seq.Share *share, const real_t *w_hh) noe
         ax = <real_t *>s.ax + row * 3 * H if s.ax != NULL else NULL
         a = <real_t *>s.gates + kept * 3 * H if s.gates != NULL else NULL
         y = <real_t *>s.y + row * s.ldy
-        _seq.begin_step(&s.q, t, share, H, TILE, h)
-        hm = masked(s, share, n, row, h)
+        now = <real_t *>s.h_prev + row * H if taped else h
+        _seq.begin_step(&s.q, t, share, H, TILE, now)
+        if taped:
+            hm = now
+        else:
+            hm = masked(s, share, n, row, h)
         if whole:
+            taped = s.keep and s.mask == NULL and goes_on(&s.q, i)
+            out = new
+            if taped:
+                out = <real_t *>s.h_prev + s.q.offsets[time_of(&s.q, i + 1)] * H
             if _seq.range_of(share, H, TILE, &j0, &j1):
                 K.gru_step(n, H, j0, j1, i & 1, s.gate, s.inputs,
                            <real_t *>s.x + row * s.inputs if s.x != NULL else NULL,
                            <real_t *>s.packed_ih, ax if s.lds else <real_t *>s.start, s.lds, bias_n,
-                           hm, <real_t *>s.packed_hh, h, a if s.keep else NULL,
-                           <real_t *>s.u + row * H if s.keep else NULL, new, y, s.ldy)  # F1 .. F5
-            if share.workers > 1:
+                           hm, <real_t *>s.packed_hh, now, a if s.keep else NULL,
+                           <real_t *>s.u + row * H if s.keep else NULL, out, y, s.ldy)  # F1 .. F5
+            if taped:
+                pass
+            elif share.workers > 1:
                 h, new = new, h  # what a step wrote is what the next one reads
             else:
                 memcpy(h, new, n * H * sizeof(real_t))

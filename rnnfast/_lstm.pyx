@@ -19,7 +19,15 @@ from rnnfast._product cimport (
     packed_data,
     panels,
 )
-from rnnfast._seq cimport Packed, matrix, optional_matrix, optional_vector, time_of, vector
+from rnnfast._seq cimport (
+    Packed,
+    goes_on,
+    matrix,
+    optional_matrix,
+    optional_vector,
+    time_of,
+    vector,
+)
 from rnnfast._types cimport EPS, real_t
 
 from rnnfast._dense import (
@@ -121,6 +129,7 @@ cdef void forward(const Lstm *s, _seq.Share *share, const real_t *w_hh) noexcept
     """All steps, a share's part of each."""
     cdef Py_ssize_t H = s.H, P = s.P, W = s.G * s.H, i, t, n, row, kept, j0, j1
     cdef real_t *h = <real_t *>s.h
+    cdef real_t *now       # the state before a step: h, or where the step before put it on the tape
     cdef real_t *new = <real_t *>s.next
     cdef real_t *hm = <real_t *>s.hm
     cdef real_t *c = <real_t *>s.c
@@ -130,6 +139,7 @@ cdef void forward(const Lstm *s, _seq.Share *share, const real_t *w_hh) noexcept
     cdef real_t *tanh_c
     cdef bint projected = s.w_hr != NULL, normed = s.gain_hh != NULL
     cdef bint whole = s.packed_hh != NULL and not normed  # the step in one kernel
+    cdef bint taped = False  # the state before the step is on the tape already
     cdef K.rf_act identity
     identity.kind = K.RF_IDENTITY
     for i in range(s.q.T):
@@ -140,17 +150,24 @@ cdef void forward(const Lstm *s, _seq.Share *share, const real_t *w_hh) noexcept
         a = at(s.a, row * W, w_hh)
         y = <real_t *>s.y + row * s.ldy
         _seq.zero_share(&s.q, t, share, H, TILE, c)
-        _seq.begin_step(&s.q, t, share, P, TILE, h)
+        now = <real_t *>s.h_prev + row * P if taped else h
+        _seq.begin_step(&s.q, t, share, P, TILE, now)
         if s.mask == NULL:
-            hm = h
+            hm = now
         else:
             if _seq.range_of(share, P, TILE, &j0, &j1):
                 _seq.multiply_units(n, P, j0, j1, h, <real_t *>s.mask, hm)
             _seq.meet(share)
-        out = <real_t *>s.m + kept * H if projected else new if whole else h
-        tanh_c = at(s.tanh_c, kept * H, w_hh)
-        if s.keep and _seq.range_of(share, P, TILE, &j0, &j1):
+        if s.keep and not taped and _seq.range_of(share, P, TILE, &j0, &j1):
             _seq.copy_units(n, P, j0, j1, hm, <real_t *>s.h_prev + row * P)
+        taped = s.keep and whole and not projected and s.mask == NULL and goes_on(&s.q, i)
+        if projected:
+            out = <real_t *>s.m + kept * H
+        elif taped:
+            out = <real_t *>s.h_prev + s.q.offsets[time_of(&s.q, i + 1)] * P
+        else:
+            out = new if whole else h
+        tanh_c = at(s.tanh_c, kept * H, w_hh)
         if _seq.range_of(share, H, TILE, &j0, &j1):
             if s.keep:
                 _seq.copy_units(n, H, j0, j1, c, <real_t *>s.c_prev + row * H)
@@ -176,6 +193,8 @@ cdef void forward(const Lstm *s, _seq.Share *share, const real_t *w_hh) noexcept
         elif projected:
             gemm_weights(n, P, H, out, H, <real_t *>s.w_hr, NULL, <real_t>0, h, P)  # F6
             _seq.put_rows(n, P, h, y, s.ldy)
+        elif taped:
+            pass
         elif whole and share.workers > 1:
             h, new = new, h  # what a step wrote is what the next one reads
         elif whole:

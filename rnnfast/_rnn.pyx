@@ -55,6 +55,7 @@ cdef struct Rnn:
     void *next      # [B, H] scratch: the new state while the old one is read
     void *h_prev    # [N, H]
     void *h_all     # [N, H] the states for BPTT, where a step's kernel writes them; or NULL
+    bint joined     # what a step writes into h_all lies where the next one has its h_prev
     void *y         # [N, H], rows ldy apart; backward: the states
     void *dy        # [N, H]
     void *da        # [N, H]
@@ -92,15 +93,15 @@ cdef void forward(const Rnn *s, _seq.Share *share, const real_t *w_hh) noexcept 
         x = <real_t *>s.x + row * s.inputs if a == NULL else NULL
         new = <real_t *>s.h_all + row * H if s.h_all != NULL else next
         if _seq.range_of(share, H, TILE, &j0, &j1):
-            if s.h_prev != NULL:
+            if s.h_prev != NULL and hm != <real_t *>s.h_prev + row * H:
                 _seq.copy_units(n, H, j0, j1, hm, <real_t *>s.h_prev + row * H)
             K.rnn_step(n, H, j0, j1, i & 1, s.act, s.inputs, x, <real_t *>s.packed_ih,
                        a if a != NULL else <real_t *>s.start, H if a != NULL else 0, H, hm,
                        <real_t *>s.packed_hh, new, y, s.ldy)  # F1 .. F3
-        if share.workers == 1:
-            memcpy(h, new, n * H * sizeof(real_t))
-        elif s.h_all != NULL and s.q.resets == NULL:
+        if s.joined:
             h = new
+        elif share.workers == 1:
+            memcpy(h, new, n * H * sizeof(real_t))
         else:  # what is reset must stay on the tape
             if s.h_all != NULL and _seq.range_of(share, H, TILE, &j0, &j1):
                 _seq.copy_units(n, H, j0, j1, new, next)
@@ -204,14 +205,21 @@ def rnn_forward(x, batch_sizes, h0, w_ih, w_hh, b_ih=None, b_hh=None, *, nonline
     matrix(w_ih, "w_ih", num, H, I)
     h = h0.copy()
     y = empty(N, H, num) if out is None else out
-    h_prev = empty(N, H, num) if keep else None
-    h_all = empty(N, H, num) if keep and is_fixed() else None
+    packed = pack(w_hh)
+    h_prev = h_all = None
+    if keep and packed is not None and resets is None and h_mask is None and N == s.q.T * B:
+        states = empty(N + B, H, num)  # those before and those after the steps
+        h_prev, h_all = (states[B:], states[:N]) if reverse else (states[:N], states[B:])
+        s.joined = True
+    elif keep:
+        h_prev = empty(N, H, num)
+        h_all = empty(N, H, num) if is_fixed() else None
     hm = h if h_mask is None else empty(B, H, num)
     new = empty(B, H, num)
     cdef bint inputs_inside = inside(x, s.q.T)
     bias = total_bias(b_ih, b_hh)
     a = None if inputs_inside else input_product(x, w_ih, bias)  # F1
-    packed, packed_ih = pack(w_hh), pack(w_ih) if inputs_inside else None
+    packed_ih = pack(w_ih) if inputs_inside else None
     s.packed_hh, s.packed_ih = packed_data(packed), packed_data(packed_ih)
     if inputs_inside:
         s.inputs = I

@@ -20,6 +20,10 @@ cdef struct Packed:
 cdef inline Py_ssize_t time_of(const Packed *q, Py_ssize_t s) noexcept nogil:
     return q.T - 1 - s if q.reverse else s
 
+# Whether the step after s is of the same sequences.
+cdef inline bint goes_on(const Packed *q, Py_ssize_t s) noexcept nogil:
+    return s + 1 < q.T and q.sizes[time_of(q, s + 1)] == q.sizes[time_of(q, s)]
+
 cdef enum:
     WORK_FOR_POOL = 4000000  # multiply-adds from which threads pay: docs/performance.md
 
