@@ -57,6 +57,12 @@ def floats(n):
 
 
 @keeps
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="huge pages on demand")
+def test_large_arrays_begin_with_a_huge_page():
+    assert floats(1 << 20).ctypes.data % (1 << 21) == 0
+
+
+@keeps
 def test_memory_of_large_arrays_is_used_again():
     _memory.release()
     a = floats(100_000)
