@@ -12,7 +12,7 @@ copy = mkdir -p $(1) && git ls-files -z -co --exclude-standard | \
 	xargs -0 sh -c 'for f; do test -e "$$f" && printf "%s\0" "$$f"; done' sh | \
 	tar -c --null -T - | tar -x -C $(1)
 
-.PHONY: help dev test test-isa test-avx512 asan tsan annotate bench readme peers promises torch sweep thorough lint wheel clean
+.PHONY: help dev test test-isa test-avx512 asan tsan annotate bench readme peers promises torch figures sweep thorough lint wheel clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' Makefile
@@ -95,6 +95,11 @@ promises:  ## the other goals of speed: ragged batches, denormals, steps, thread
 
 torch:  ## what rnnfast.torch gains over PyTorch's own modules (THREADS=...)
 	$(PY) bench/torch_gain.py --threads $(THREADS)
+
+figures:  ## all of them: bench, torch, peers on one thread and on two, promises, readme; an hour
+	$(MAKE) bench torch peers THREADS=1
+	$(MAKE) peers THREADS=2
+	$(MAKE) promises readme
 
 sweep:  ## every float32 through exp, tanh, sigmoid and log1p on every instruction set
 	mkdir -p build

@@ -7,15 +7,19 @@ files take the same flags. ``RNNFAST_DEBUG=1`` turns on bounds checks and C asse
 import os
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from pathlib import Path
+from threading import Semaphore
 
 import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 os.chdir(Path(__file__).resolve().parent)
 DEBUG = os.environ.get("RNNFAST_DEBUG", "") not in ("", "0")
+CPUS = os.cpu_count() or 1
 ANNOTATE = os.environ.get("RNNFAST_ANNOTATE", "") not in ("", "0")
 MODULES = [
     "_memory", "_seq", "_product", "_blas", "_dense", "_rnn", "_lstm", "_gru", "_stream",
@@ -99,8 +103,28 @@ def extensions():
         yield Extension(f"rnnfast.{name}", [f"rnnfast/{name}.pyx"], depends=headers, **common)
 
 
+class BuildInParallel(build_ext):
+    """As many C files at once as there are CPUs, in a module too: some of csrc/ take a minute."""
+
+    def build_extensions(self):
+        compile_files, free = self.compiler.compile, Semaphore(CPUS)
+
+        def compile_one(source, options):
+            with free:
+                return compile_files([source], **options)
+
+        def compile_each(sources, **options):
+            with ThreadPoolExecutor(len(sources)) as pool:
+                objects = pool.map(lambda source: compile_one(source, options), sources)
+                return [name for names in objects for name in names]
+
+        self.compiler.compile = compile_each
+        super().build_extensions()
+
+
 write_kernel_declarations()
 setup(
+    cmdclass={"build_ext": BuildInParallel},
     ext_modules=cythonize(
         list(extensions()),
         compiler_directives={
@@ -118,5 +142,5 @@ setup(
         annotate=ANNOTATE,
         force=DEBUG or ANNOTATE or outdated(),
     ),
-    options={"build_ext": {"parallel": os.cpu_count() or 1}},
+    options={"build_ext": {"parallel": CPUS}},
 )
