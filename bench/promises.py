@@ -274,16 +274,14 @@ def burn(work):
 def neighbour(work):
     """A second process that does the same work; gives a function to stop it and let it go."""
     shape = map(str, (work.T, work.B, work.I, work.H))
-    process = subprocess.Popen([sys.executable, __file__, "--burn", work.cell, work.mode, *shape],
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                               env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
-    try:
-        process.stdout.readline()
-        yield lambda go: process.send_signal(signal.SIGCONT if go else signal.SIGSTOP)
-    finally:
-        process.send_signal(signal.SIGCONT)
-        process.stdin.close()
-        process.wait()
+    command = [sys.executable, __file__, "--burn", work.cell, work.mode, *shape]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}) as process:
+        try:
+            process.stdout.readline()
+            yield lambda go: process.send_signal(signal.SIGCONT if go else signal.SIGSTOP)
+        finally:
+            process.send_signal(signal.SIGCONT)
 
 
 def two_processes(work, call, seconds):
