@@ -321,7 +321,8 @@ def threads(seconds, shapes=((64, 32, 256, 256), (64, 64, 512, 512), (64, 128, 1
             rnnfast.set_num_threads(1)
             beside = {f"{n} thread{'s' * (n > 1)}": _bench.duration(times[str(n)][1])
                       for n in (1, 2)}
-            beside["two processes"] = f"{two_processes(work, call, seconds):.2f}"
+            if hasattr(os, "sched_setaffinity"):
+                beside["two processes"] = f"{two_processes(work, call, seconds):.2f}"
             yield Row("two threads", f"{work}: one thread's time over two threads'",
                       *ratio(times, "1", "2"), 1.85 if work.B >= 32 else 1, False, beside=beside)
 
