@@ -89,6 +89,9 @@ cdef void zero_units(Py_ssize_t rows, Py_ssize_t H, Py_ssize_t first, Py_ssize_t
 cdef inline void *below(void *p, Py_ssize_t n, Py_ssize_t size) noexcept nogil:
     return <char *>p + n * size if p != NULL else NULL
 
+cdef bint any_of(const uint8_t *flags, Py_ssize_t n) noexcept nogil
+cdef void zero_flagged(const uint8_t *flags, Py_ssize_t rows, Py_ssize_t n, Py_ssize_t first,
+                       Py_ssize_t last, real_t *state) noexcept nogil
 cdef void zero_reset_units(const Packed *q, Py_ssize_t t, Py_ssize_t n, Py_ssize_t first,
                            Py_ssize_t last, real_t *state) noexcept nogil
 cdef Py_ssize_t put_off(const Packed *q, Py_ssize_t i, Py_ssize_t t, bint whole) noexcept nogil

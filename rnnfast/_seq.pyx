@@ -314,25 +314,33 @@ cdef void zero_units(Py_ssize_t rows, Py_ssize_t H, Py_ssize_t first, Py_ssize_t
         memset(out + b * H + first, 0, (last - first) * sizeof(real_t))
 
 
+cdef bint any_of(const uint8_t *flags, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        if flags[i]:
+            return True
+    return False
+
+
+cdef void zero_flagged(const uint8_t *flags, Py_ssize_t rows, Py_ssize_t n, Py_ssize_t first,
+                       Py_ssize_t last, real_t *state) noexcept nogil:
+    """state[b, first:last] = 0 where flags[b]; state: [rows, n]."""
+    cdef Py_ssize_t b
+    for b in range(rows):
+        if flags[b]:
+            zero_units(1, n, first, last, state + b * n)
+
+
 cdef bint resets_at(const Packed *q, Py_ssize_t t) noexcept nogil:
     """Whether any sequence begins anew at step t."""
-    cdef Py_ssize_t b
-    if q.resets != NULL:
-        for b in range(q.sizes[t]):
-            if q.resets[q.offsets[t] + b]:
-                return True
-    return False
+    return q.resets != NULL and any_of(q.resets + q.offsets[t], q.sizes[t])
 
 
 cdef void zero_reset_units(const Packed *q, Py_ssize_t t, Py_ssize_t n, Py_ssize_t first,
                            Py_ssize_t last, real_t *state) noexcept nogil:
     """state[b, first:last] = 0 where resets[t, b]; state: [B, n]."""
-    cdef Py_ssize_t b
-    if not resets_at(q, t):
-        return
-    for b in range(q.sizes[t]):
-        if q.resets[q.offsets[t] + b]:
-            zero_units(1, n, first, last, state + b * n)
+    if q.resets != NULL:
+        zero_flagged(q.resets + q.offsets[t], q.sizes[t], n, first, last, state)
 
 
 cdef void zero_share(const Packed *q, Py_ssize_t t, Share *share, Py_ssize_t n, Py_ssize_t unit,

@@ -7,7 +7,7 @@ in _rnn, _lstm and _gru: the same kernels, the same chains (docs/arithmetic.md).
 import numpy as np
 
 cimport numpy as cnp
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memcpy, memset
 
 from rnnfast cimport _kernels as K
@@ -203,33 +203,67 @@ cdef bint is_few(const Cell *s, Py_ssize_t T, Py_ssize_t n, int size) noexcept n
     return n <= 8 and weights <= 20000 or n <= 4 and weights <= 40000
 
 
+cdef void begin_anew(const Cell *s, Share *share, const uint8_t *resets, Py_ssize_t n, real_t *h,
+                     real_t *c) noexcept nogil:
+    """The state before a step is zero where `resets` says so; a share's units."""
+    cdef Py_ssize_t first, last
+    if not _seq.any_of(resets, n):
+        return
+    if range_of(share, s.P, TILE, &first, &last):
+        _seq.zero_flagged(resets, n, s.P, first, last, h)
+    if s.kind == LSTM and range_of(share, s.H, TILE, &first, &last):
+        _seq.zero_flagged(resets, n, s.H, first, last, c)
+    meet(share)
+
+
+cdef Py_ssize_t until_reset(const uint8_t *resets, Py_ssize_t stride, Py_ssize_t T) noexcept nogil:
+    """Of T steps, those before the next one, other than the first, that begins anew."""
+    cdef Py_ssize_t t = 1
+    if resets == NULL:
+        return T
+    while t < T and not resets[t * stride]:
+        t += 1
+    return t
+
+
 cdef void steps_of_few(Cell *s, Py_ssize_t T, Py_ssize_t B, Py_ssize_t n, const real_t *x,
-                       const real_t *start, Py_ssize_t lds, real_t *y,
+                       const real_t *start, Py_ssize_t lds, const uint8_t *resets, real_t *y,
                        Py_ssize_t ldy) noexcept nogil:
-    """T time steps of n of B sequences; x, start, y: of the first of them."""
-    cdef Py_ssize_t H = s.H, sign = -B if s.reverse else B
+    """T time steps of n of B sequences; x, start, resets, y: of the first of them."""
+    cdef Py_ssize_t H = s.H, sign = -B if s.reverse else B, b, t, steps
     cdef Py_ssize_t ldx = sign * s.inputs
     cdef const real_t *w_ih = <real_t *>s.w_ih if x != NULL else NULL
+    cdef const real_t *x_t
+    cdef const real_t *start_t
+    cdef const uint8_t *resets_t = NULL
+    cdef real_t *y_t
     cdef real_t *h = <real_t *>s.h
     cdef real_t *c = <real_t *>s.c
-    for _ in range(n):
-        if s.kind == LSTM:
-            K.lstm_steps(T, H, &s.opt, s.inputs, x, ldx, w_ih, start, sign * lds, h,
-                         <real_t *>s.w_hh, <real_t *>s.peephole, c, y, sign * ldy)
-            c += H
-        elif s.kind == GRU:
-            K.gru_steps(T, H, s.act, s.inputs, x, ldx, w_ih, start, sign * lds,
-                        <real_t *>s.bias_n, h, <real_t *>s.w_hh, y, sign * ldy)
-        else:
-            K.rnn_steps(T, H, s.act, s.inputs, x, ldx, w_ih, start, sign * lds, h,
-                        <real_t *>s.w_hh, y, sign * ldy)
+    for b in range(n):
+        t = 0
+        while t < T:
+            x_t = x + b * s.inputs + t * ldx if x != NULL else NULL
+            start_t = start + b * lds + t * sign * lds if start != NULL else NULL
+            y_t = y + b * ldy + t * sign * ldy if y != NULL else NULL
+            if resets != NULL:
+                resets_t = resets + b + t * sign
+                _seq.zero_flagged(resets_t, 1, H, 0, H, h)
+                if s.kind == LSTM:
+                    _seq.zero_flagged(resets_t, 1, H, 0, H, c)
+            steps = until_reset(resets_t, sign, T - t)
+            if s.kind == LSTM:
+                K.lstm_steps(steps, H, &s.opt, s.inputs, x_t, ldx, w_ih, start_t, sign * lds, h,
+                             <real_t *>s.w_hh, <real_t *>s.peephole, c, y_t, sign * ldy)
+            elif s.kind == GRU:
+                K.gru_steps(steps, H, s.act, s.inputs, x_t, ldx, w_ih, start_t, sign * lds,
+                            <real_t *>s.bias_n, h, <real_t *>s.w_hh, y_t, sign * ldy)
+            else:
+                K.rnn_steps(steps, H, s.act, s.inputs, x_t, ldx, w_ih, start_t, sign * lds, h,
+                            <real_t *>s.w_hh, y_t, sign * ldy)
+            t += steps
         h += H
-        if x != NULL:
-            x += s.inputs
-        if start != NULL:
-            start += lds
-        if y != NULL:
-            y += ldy
+        if s.kind == LSTM:
+            c += H
 
 
 cdef void one_step(Cell *cells, Py_ssize_t layers, Py_ssize_t B, const real_t *x,
@@ -244,7 +278,8 @@ cdef void one_step(Cell *cells, Py_ssize_t layers, Py_ssize_t B, const real_t *x
     for k in range(layers):
         out = y if k == layers - 1 else NULL
         if B == 1 and is_few(&cells[k], 1, 1, sizeof(real_t)):
-            steps_of_few(&cells[k], 1, B, B, x, <real_t *>cells[k].bias, 0, out, cells[k].P)
+            steps_of_few(&cells[k], 1, B, B, x, <real_t *>cells[k].bias, 0, NULL, out,
+                         cells[k].P)
         else:
             step(&cells[k], &share, B, x, <real_t *>cells[k].bias, 0, out, cells[k].P)
             swap(&cells[k])
@@ -264,6 +299,7 @@ cdef struct Job:
     char *x         # [T B, inputs], or NULL where
     char *a         # holds the inputs' sums of all steps; else scratch, `room` rows a direction
     Py_ssize_t room
+    const uint8_t *resets   # [T, B] or NULL
     char *y         # rows ldy apart, the second direction's behind the first's, or NULL
     Py_ssize_t ldy
 
@@ -299,6 +335,7 @@ cdef void run_share(Cell *s, const Job *job, Py_ssize_t b, Py_ssize_t n, Share *
     cdef bint all_steps = x != NULL and s.w_ih == NULL  # one product for many steps
     cdef const real_t *x_t
     cdef const real_t *start
+    cdef const uint8_t *resets = NULL
     cdef real_t *y_t
     if all_steps:
         count = BLOCK // B + 1
@@ -319,9 +356,14 @@ cdef void run_share(Cell *s, const Job *job, Py_ssize_t b, Py_ssize_t n, Share *
             else:
                 x_t, start = x + (t * B + b) * s.inputs, <real_t *>s.bias
             y_t = y + (t * B + b) * job.ldy if y != NULL else NULL
+            if job.resets != NULL:
+                resets = job.resets + t * B + b
             if job.few_units:
-                steps_of_few(s, steps, B, n, x_t, start, 0 if x_t != NULL else W, y_t, job.ldy)
+                steps_of_few(s, steps, B, n, x_t, start, 0 if x_t != NULL else W, resets, y_t,
+                             job.ldy)
                 break
+            if resets != NULL:
+                begin_anew(s, share, resets, n, <real_t *>s.h, <real_t *>s.c)
             step(s, share, n, x_t, start, 0 if x_t != NULL else W, y_t, job.ldy)
             swap(s)
             meet(share)
@@ -630,11 +672,12 @@ cdef class Stack:
             memcpy(self.states + 2 * self.h_size,
                    data(state[1], "c", self.num, (n, self.B, self.H)), self.c_size)
 
-    def run(self, x, Py_ssize_t T, out):
+    def run(self, x, Py_ssize_t T, out, resets=None):
         """T steps from the state at hand.
 
         x: (T, B, inputs), or int64 (T, B) class indices in [0, inputs), C-contiguous;
-        out: writable C-contiguous array of T B (directions H) elements, or None.
+        out: writable C-contiguous array of T B (directions H) elements, or None;
+        resets: uint8 (T, B), C-contiguous, not 0 where the state is zero before the step.
         """
         cdef Py_ssize_t N = T * self.B
         cdef cnp.ndarray source = <cnp.ndarray>x
@@ -648,7 +691,8 @@ cdef class Stack:
               or not cnp.PyArray_IS_C_CONTIGUOUS(source) or not cnp.PyArray_ISBEHAVED_RO(source)):
             raise ValueError(f"expected a contiguous {self.dtype} array of {N} x {self.inputs}, "
                              f"got {x.dtype} {x.shape}")
-        self.advance(source, ids, T, self.memory_of(out, N))
+        self.advance(source, ids, T, self.memory_of(out, N),
+                     <uint8_t *>_seq.optional(resets, "resets", cnp.NPY_UINT8, (T, self.B)))
 
     cdef int check_layout(self) except -1:
         if self.layout != K.layout():
@@ -687,7 +731,7 @@ cdef class Stack:
         self.check_layout()
         to = self.memory_of(out, self.B)
         if not self.single:
-            self.advance(source, False, 1, to)
+            self.advance(source, False, 1, to, NULL)
             return out
         from_ = cnp.PyArray_DATA(source)
         if self.brief:
@@ -703,7 +747,8 @@ cdef class Stack:
         else:
             one_step(self.cells, self.layers, self.B, <double *>x, <double *>y)
 
-    cdef int advance(self, cnp.ndarray source, bint ids, Py_ssize_t T, void *y) except -1:
+    cdef int advance(self, cnp.ndarray source, bint ids, Py_ssize_t T, void *y,
+                     const uint8_t *resets) except -1:
         """`run` with arguments that were looked at."""
         cdef Py_ssize_t N = T * self.B, layer, d, rows = 0
         cdef void *px = cnp.PyArray_DATA(source)
@@ -728,6 +773,7 @@ cdef class Stack:
                 buffers[d] = cnp.PyArray_DATA(<cnp.ndarray>self.between[d])
         tables = self.tables() if ids else None
         job.num, job.T, job.B, job.ldy = self.num, T, self.B, self.features
+        job.resets = resets
         for layer in range(self.layers):
             job.cells, job.directions = &self.cells[layer * self.directions], self.directions
             job.x = <char *>(px if layer == 0 else buffers[(layer - 1) % 2])

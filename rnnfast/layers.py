@@ -229,9 +229,9 @@ class Recurrent(Module):
         state : array or (array, array)
             States at each sequence's own end, shaped like the initial ones.
         """
-        if (type(x) is np.ndarray and lengths is None and resets is None and pad_output == "zero"
+        if (type(x) is np.ndarray and lengths is None and pad_output == "zero"
                 and self._stackable()):  # fmt: skip
-            done = self._run_stack(x, state, out, return_sequences)
+            done = self._run_stack(x, state, resets, out, return_sequences)
             if done is not None:
                 return done
         output, state, _ = self._run(x, state, lengths, resets, False, pad_output, out,
@@ -258,7 +258,7 @@ class Recurrent(Module):
                      options.get("coupled", False), options.get("clip", 0.0),
                      options.get("reset_after", True), steps)  # fmt: skip
 
-    def _run_stack(self, x, state, out, sequences):
+    def _run_stack(self, x, state, resets, out, sequences):
         """A call with a dense batch on a `Stack`; None where `_run` has to see the arguments."""
         ids = x.dtype.kind in "iu"
         ndim = x.ndim + ids
@@ -280,11 +280,13 @@ class Recurrent(Module):
                     or out.dtype != self.dtype or not out.flags.writeable):  # fmt: skip
                 return None
             direct = not turned and out.flags.carray and not np.may_share_memory(out, x)
+        if resets is not None:
+            resets = np.ascontiguousarray(self._resets(resets, T, B, unbatched))
         stack = self._packed(B, T)
         if state is not None:
             stack.set_state(self._states(state, B, None, unbatched))
         y = out if direct else empty_array(shape, self.dtype) if sequences else None
-        stack.run(np.ascontiguousarray(x), T, y)
+        stack.run(np.ascontiguousarray(x), T, y, resets)
         states = stack.get_state()
         if unbatched:
             states = [a[:, 0] for a in states]
@@ -335,15 +337,19 @@ class Recurrent(Module):
                 raise ValueError(f"{self._me}: class indices must lie in [0, {self.input_size}), "
                                  f"got {rows.min()} to {rows.max()}")  # fmt: skip
         if resets is not None:
-            resets = np.asarray(resets)
-            if resets.dtype.kind not in "b" and not np.isin(resets, (0, 1)).all():
-                raise ValueError(f"{self._me}: resets must be True or False")
-            want = (T,) if unbatched else (B, T) if self.batch_first else (T, B)
-            if resets.shape not in (want, (T, B) if unbatched else want):
-                raise ValueError(f"{self._me}: resets must have shape {want}, got {resets.shape}")
-            resets = resets.T if self.batch_first and not unbatched else resets.reshape(T, B)
-            resets = packing.pack(resets.astype(np.uint8))
+            resets = packing.pack(self._resets(resets, T, B, unbatched))
         return rows, self._states(state, B, packing, unbatched), packing, resets, unbatched
+
+    def _resets(self, resets, T, B, unbatched):
+        """uint8 (T, B) from what a caller gives."""
+        resets = np.asarray(resets)
+        if resets.dtype.kind not in "b" and not np.isin(resets, (0, 1)).all():
+            raise ValueError(f"{self._me}: resets must be True or False")
+        want = (T,) if unbatched else (B, T) if self.batch_first else (T, B)
+        if resets.shape not in (want, (T, B) if unbatched else want):
+            raise ValueError(f"{self._me}: resets must have shape {want}, got {resets.shape}")
+        resets = resets.T if self.batch_first and not unbatched else resets.reshape(T, B)
+        return resets.astype(np.uint8)
 
     def _stack(self, x, lengths):
         """A list of (T_i, I) arrays as one padded array and its lengths."""

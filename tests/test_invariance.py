@@ -252,6 +252,33 @@ def test_few_units_alone_and_in_a_batch(cell, H, dtype):
         alone = np.concatenate([layer(x[:, b : b + 1])[0] for b in range(33)], axis=1)
         for B in (2, 7, 33):
             same_bits(layer(x[:, :B])[0], alone[:, :B], f"{inputs} inputs, {B} sequences")
+        resets = rng.random((9, 33)) < 0.3
+        resets[:, 0] = False
+        want, final, _ = layer.forward(x, resets=resets)
+        for B in (1, 2, 7, 33):
+            name = f"{inputs} inputs, {B} sequences with resets"
+            y, state = layer(x[:, :B], resets=resets[:, :B])
+            same_bits(y, want[:, :B], name)
+            for got, all_of_it in zip(parts(state), parts(final), strict=True):
+                same_bits(got, all_of_it[:, :B], name)
+
+
+@CASE
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("ids", [False, True])
+def test_resets_in_inference_and_in_training(cell, options, dtype, ids):
+    """A call runs other functions than `forward`; many steps, whose inputs are one product, too."""
+    rng = np.random.default_rng(8)
+    for T, B, batch_first in ((1, 1, False), (9, 4, True), (300, 1, False), (70, 40, True)):
+        layer = make(cell, options, dtype, bidirectional=B == 4, batch_first=batch_first)
+        axes = (B, T) if batch_first else (T, B)
+        x = rng.integers(0, 7, axes) if ids else rng.standard_normal((*axes, 7)).astype(dtype)
+        resets = rng.random(axes) < 0.2
+        y, state = layer(x, resets=resets)
+        want, final, _ = layer.forward(x, resets=resets)
+        same_bits(y, want, f"{T} x {B}")
+        for got, other in zip(parts(state), parts(final), strict=True):
+            same_bits(got, other, f"{T} x {B}, state")
 
 
 @CASE
