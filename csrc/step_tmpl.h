@@ -234,6 +234,12 @@ static ptrdiff_t FN(shared_tile)(const int G, const int split, const int wide, p
 }
 #endif
 
+/* Inputs of `rows` rows from b on into the first cache. */
+RF_INLINE void FN(fetch_inputs)(const FN(chain) *s, ptrdiff_t b, ptrdiff_t rows) {
+    const REAL *p = s->x + b * s->inputs, *const end = p + rows * s->inputs;
+    for (; p < end; p += RF_LINE) RF_FETCH_NEAR(p);
+}
+
 /* Register tiles: the vectors of units that fit beside 1, 2, 3 and more rows, for one gate, for
  * two, three and four, and for three of which one is split. */
 #if VL == 1
@@ -362,6 +368,10 @@ RF_CHAINS(chain4, 4, 0, RF_NV4)
         const ptrdiff_t wides = ldw > VL ? ((to) - (from) + fewer) / ldw : 0;                   \
         const ptrdiff_t rest = (to) - (from) - wides * ldw, left = rest > 0 ? rest : 0;         \
         const int together = n == 1 && VL > 1; /* what is left */                               \
+        /* Inputs of a step that the CPU does not fetch by itself: 64 x 128 x 128, 1.03 to 1.05 times \
+         * as fast on Zen 5, no faster with fewer of them. */                                   \
+        const int new_inputs = RF_REGISTERS == 32 && (s)->wx                                    \
+                               && n * (s)->inputs * (ptrdiff_t)sizeof(REAL) >= 1 << 15;         \
         const ptrdiff_t pairs = !together && ldw > 2 * VL ? left / (2 * VL) : 0;               \
         const ptrdiff_t tiles = wides + (together ? left > 0                                    \
                                                   : pairs + (left - pairs * 2 * VL + VL - 1) / VL); \
@@ -390,6 +400,9 @@ RF_CHAINS(chain4, 4, 0, RF_NV4)
                 } else {                                                                       \
                     for (ptrdiff_t block = done; block < end; block++) {                       \
                         const ptrdiff_t m_rows = FN(block_rows)(least, larger, block);         \
+                        if (new_inputs && !i && block + 1 < blocks)                            \
+                            FN(fetch_inputs)((s), b + rows + m_rows,                           \
+                                             FN(block_rows)(least, larger, block + 1));        \
                         FN(name)(m_rows, size, last < VL ? last : VL, (s), follow, block,      \
                                  b + rows, j, z + rows * ldz, ldz, ldg);                       \
                         rows += m_rows;                                                        \
