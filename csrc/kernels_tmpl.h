@@ -97,23 +97,23 @@ enum { FN(accs) = RF_LANES / VL };
             __VA_ARGS__                                \
         }                                              \
     } while (0)
-/* EACH_FEW for B rows, whose number is b in the body; where a row is one vector, two rows at a time. The
- * v-th vector of an array whose rows lie ld apart is LDV(p, ld). */
-#define EACH_ROW(pairs, B, n, ...)                             \
-    do {                                                       \
-        ptrdiff_t b = 0;                                       \
-        for (; (pairs) && (n) == VL && b + 2 <= (B); b += 2) { \
-            enum { NV = 2, full = 1, across = 1 };             \
-            const ptrdiff_t j = 0, w = VL;                     \
-            (void)w;                                           \
-            __VA_ARGS__                                        \
-        }                                                      \
-        for (; b < (B); b++) {                                 \
-            enum { across = 0 };                               \
-            EACH_FEW(pairs, n, __VA_ARGS__);                   \
-        }                                                      \
+/* EACH_FEW for B rows, `next` the expression that goes to the next one; where a row is one vector, two
+ * rows at a time. The v-th vector of an array whose rows lie ld apart is LDV(p, ld). */
+#define EACH_ROW(pairs, B, n, next, ...)                               \
+    do {                                                               \
+        ptrdiff_t left = (B);                                          \
+        for (; (pairs) && (n) == VL && left >= 2; left -= 2, next, next) { \
+            enum { NV = 2, full = 1, across = 1 };                     \
+            const ptrdiff_t j = 0, w = VL;                             \
+            (void)w;                                                   \
+            __VA_ARGS__                                                \
+        }                                                              \
+        for (; left > 0; left--, next) {                               \
+            enum { across = 0 };                                       \
+            EACH_FEW(pairs, n, __VA_ARGS__);                           \
+        }                                                              \
     } while (0)
-#define AT(p, ld) ((p) + (b + (across ? v : 0)) * (ld) + (across ? 0 : v * VL) + j)
+#define AT(p, ld) ((p) + v * (across ? (ld) : VL) + j)
 #define LDV(p, ld) (full ? v_load(AT(p, ld)) : v_loadn(AT(p, ld), w))
 #define STV(p, ld, x)                          \
     do {                                       \
@@ -364,7 +364,7 @@ RF_UNFOLD void FN(lstm_gates_rows)(const int pairs, ptrdiff_t B, ptrdiff_t H, co
                                    REAL *c, ptrdiff_t ldh, REAL *gates, ptrdiff_t ldr,
                                    ptrdiff_t ldo) {
     const ptrdiff_t G = opt.coupled ? 3 : 4;
-    EACH_ROW(pairs, B, H, {
+    EACH_ROW(pairs, B, H, (a += lda, c += ldh, gates += ldr), {
         v_t z[4 * NV];
         v_t p[3 * NV];
         v_t cn[NV];
@@ -386,7 +386,7 @@ RF_UNROLL
 RF_UNFOLD void FN(lstm_output_rows)(ptrdiff_t B, ptrdiff_t H, const REAL *o, ptrdiff_t ldr,
                                     const REAL *c, REAL *tanh_c, REAL *h, ptrdiff_t ldh, REAL *y,
                                     ptrdiff_t ldy) {
-    EACH_ROW(1, B, H, {
+    EACH_ROW(1, B, H, (o += ldr, c += ldh, h += ldh, tanh_c += tanh_c ? ldh : 0, y += y ? ldy : 0), {
         v_t t[NV];
         RF_EACH_OF(NV) t[v] = LDV(c, ldh);
         FN(tanhs)(NV, t);
@@ -514,7 +514,8 @@ RF_UNFOLD void FN(gru_forward_rows)(ptrdiff_t B, ptrdiff_t H, const rf_act gate,
                                     ptrdiff_t lda, ptrdiff_t ldg, const REAL *an, REAL *gates,
                                     ptrdiff_t ldr, ptrdiff_t ldo, REAL *u, const REAL *h, REAL *out,
                                     ptrdiff_t ldh, REAL *y, ptrdiff_t ldy) {
-    EACH_ROW(RF_GRU_PAIRS, B, H, {
+    REAL *p = gates;
+    EACH_ROW(RF_GRU_PAIRS, B, H, (a += lda, an += lda, p += ldr, u += u ? ldh : 0), {
         v_t un[NV];
         v_t rz[2 * NV];
         RF_EACH_OF(NV) un[v] = LDV(a + 2 * ldg, lda);
@@ -526,12 +527,12 @@ RF_UNFOLD void FN(gru_forward_rows)(ptrdiff_t B, ptrdiff_t H, const rf_act gate,
             FN(acts)(gate, NV, rz + NV);
         }
         if (u) RF_EACH_OF(NV) STV(u, ldh, un[v]);
-        RF_EACH_OF(NV) STV(gates, ldr, rz[v]);
-        RF_EACH_OF(NV) STV(gates + ldo, ldr, rz[NV + v]);
-        RF_EACH_OF(NV) STV(gates + 2 * ldo, ldr, v_fma(rz[v], un[v], LDV(an, lda)));
+        RF_EACH_OF(NV) STV(p, ldr, rz[v]);
+        RF_EACH_OF(NV) STV(p + ldo, ldr, rz[NV + v]);
+        RF_EACH_OF(NV) STV(p + 2 * ldo, ldr, v_fma(rz[v], un[v], LDV(an, lda)));
     });
     /* As in the LSTM: what waits for r is a loop of its own. */
-    EACH_ROW(RF_GRU_PAIRS, B, H, {
+    EACH_ROW(RF_GRU_PAIRS, B, H, (gates += ldr, h += ldh, out += ldh, y += y ? ldy : 0), {
         v_t n[NV];
         RF_EACH_OF(NV) n[v] = LDV(gates + 2 * ldo, ldr);
         FN(tanhs)(NV, n); /* F4 */

@@ -235,7 +235,7 @@ static ptrdiff_t FN(shared_tile)(const int G, const int split, const int wide, p
 #endif
 
 /* Inputs of `rows` rows from b on into the first cache. */
-RF_INLINE void FN(fetch_inputs)(const FN(chain) *s, ptrdiff_t b, ptrdiff_t rows) {
+static RF_ONCE void FN(fetch_inputs)(const FN(chain) *s, ptrdiff_t b, ptrdiff_t rows) {
     const REAL *p = s->x + b * s->inputs, *const end = p + rows * s->inputs;
     for (; p < end; p += RF_LINE) RF_FETCH_NEAR(p);
 }
