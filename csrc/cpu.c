@@ -4,6 +4,20 @@
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
+#if defined(__GNUC__) || defined(__clang__)
+#include <cpuid.h>
+
+int rf_cpu_first_cache(void) {
+    static const unsigned leaves[] = {4, 0x8000001D}; /* Intel's, AMD's */
+    for (int l = 0; l < 2; l++)
+        for (unsigned n = 0, a, b, c, d; __get_cpuid_count(leaves[l], n, &a, &b, &c, &d) && (a & 31); n++)
+            if ((a & 31) == 1 && (a >> 5 & 7) == 1) /* data, first level: ways, partitions, line, sets */
+                return (int)(((b >> 22) + 1) * ((b >> 12 & 1023) + 1) * ((b & 4095) + 1) * (c + 1));
+    return 0;
+}
+#else
+int rf_cpu_first_cache(void) { return 0; }
+#endif
 
 int rf_cpu_has_fma(void) {
     __builtin_cpu_init();
@@ -50,6 +64,7 @@ void rf_fp_adopt(rf_fpmode mode) {
 int rf_cpu_has_fma(void) { return 0; } /* the scalar build has it already */
 int rf_cpu_has_avx2(void) { return 0; }
 int rf_cpu_has_avx512(void) { return 0; }
+int rf_cpu_first_cache(void) { return 0; }
 
 static const uint64_t FZ = (uint64_t)1 << 24;
 
@@ -87,6 +102,7 @@ void rf_fp_adopt(rf_fpmode mode) {
 int rf_cpu_has_fma(void) { return 0; }
 int rf_cpu_has_avx2(void) { return 0; }
 int rf_cpu_has_avx512(void) { return 0; }
+int rf_cpu_first_cache(void) { return 0; }
 rf_fpmode rf_ftz_enter(void) { return 0; }
 rf_fpmode rf_ftz_keep(void) { return 0; }
 void rf_ftz_leave(rf_fpmode before) { (void)before; }

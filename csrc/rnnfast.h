@@ -52,7 +52,7 @@ const char *rf_kernel_name(int k);
 
 /* RF_SCRATCH bytes of the calling thread's own, aligned to 64, where a product copies blocks of its
  * operands: not on the stack, which may be as small as 128 KiB. */
-enum { RF_SCRATCH = 384 << 10 };
+enum { RF_SCRATCH = 386 << 10 };
 void *rf_scratch(void);
 
 /* Flush-to-zero and denormals-are-zero for the calling thread; leave() puts back what enter() or

@@ -25,6 +25,9 @@ cdef extern from "rnnfast.h" nogil:
     int rf_kernel_count()
     const char *rf_kernel_name(int k)
 
+cdef extern from "cpu.h" nogil:
+    int rf_cpu_first_cache()
+
 cdef extern from "pool.h" nogil:
     void rf_pool_run(int tasks, int threads, rf_task *f, void *arg)
     int rf_pool_run_gang(int threads, rf_gang_task *f, void *arg)
@@ -129,6 +132,14 @@ def set_isa(str name=None):
 
 cdef bint many_registers() noexcept nogil:
     return registers_32
+
+
+cdef Py_ssize_t FIRST_CACHE = rf_cpu_first_cache()
+
+
+cdef Py_ssize_t first_cache() noexcept nogil:
+    """Bytes of a core's first data cache, 0 if not known."""
+    return FIRST_CACHE
 
 
 cdef int layout() noexcept nogil:
