@@ -2,12 +2,14 @@
 #include "rnnfast.h"
 #include "cpu.h"
 
+int rf_looks_ahead = 0;
+
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
 #if defined(__GNUC__) || defined(__clang__)
 #include <cpuid.h>
 
-int rf_cpu_first_cache(void) {
+static int first_cache(void) {
     static const unsigned leaves[] = {4, 0x8000001D}; /* Intel's, AMD's */
     for (int l = 0; l < 2; l++)
         for (unsigned n = 0, a, b, c, d; __get_cpuid_count(leaves[l], n, &a, &b, &c, &d) && (a & 31); n++)
@@ -16,8 +18,9 @@ int rf_cpu_first_cache(void) {
     return 0;
 }
 #else
-int rf_cpu_first_cache(void) { return 0; }
+static int first_cache(void) { return 0; }
 #endif
+void rf_cpu_look(void) { rf_looks_ahead = first_cache() >= 48 << 10; }
 
 int rf_cpu_has_fma(void) {
     __builtin_cpu_init();
@@ -64,7 +67,7 @@ void rf_fp_adopt(rf_fpmode mode) {
 int rf_cpu_has_fma(void) { return 0; } /* the scalar build has it already */
 int rf_cpu_has_avx2(void) { return 0; }
 int rf_cpu_has_avx512(void) { return 0; }
-int rf_cpu_first_cache(void) { return 0; }
+void rf_cpu_look(void) {}
 
 static const uint64_t FZ = (uint64_t)1 << 24;
 
@@ -102,7 +105,7 @@ void rf_fp_adopt(rf_fpmode mode) {
 int rf_cpu_has_fma(void) { return 0; }
 int rf_cpu_has_avx2(void) { return 0; }
 int rf_cpu_has_avx512(void) { return 0; }
-int rf_cpu_first_cache(void) { return 0; }
+void rf_cpu_look(void) {}
 rf_fpmode rf_ftz_enter(void) { return 0; }
 rf_fpmode rf_ftz_keep(void) { return 0; }
 void rf_ftz_leave(rf_fpmode before) { (void)before; }

@@ -4,8 +4,12 @@
 int rf_cpu_has_fma(void);
 int rf_cpu_has_avx2(void);
 int rf_cpu_has_avx512(void);
-/* Bytes of a core's first data cache, 0 where the CPU does not say. */
-int rf_cpu_first_cache(void);
+
+/* Whether a core has so many operations under way that it mostly reads what it needs in time by itself:
+ * told by a first data cache of 48 kB or more (Intel's since Ice Lake, AMD's
+ * since Zen 5). 0 until rf_cpu_look has been called. */
+extern int rf_looks_ahead;
+void rf_cpu_look(void);
 
 /* The ISAs other than scalar are compiled where the compiler can open a target region: GCC and
  * Clang on x86. */

@@ -419,9 +419,11 @@ RF_INLINE int FN(is_dense)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first, ptrdiff_t 
     return H < VL && n > 1 && !first && last == H;
 }
 
-/* Whether weights of G gates are more than a second cache holds, of CPUs with AVX-512 and of others. */
+/* Whether weights of G gates are more than a second cache holds, of CPUs with AVX-512 and of others. Zen 5,
+ * which looks ahead, reads 2 MB without prefetches 3 to 5 % faster, 6 MB 8 % more slowly. */
 RF_INLINE int FN(is_far)(int G, ptrdiff_t H, ptrdiff_t inside, ptrdiff_t P) {
-    return (size_t)(G * H * (inside + P)) * sizeof(REAL) > (RF_SHARED ? 1 << 21 : 1 << 20);
+    return (size_t)(G * H * (inside + P)) * sizeof(REAL)
+           > (size_t)(RF_SHARED || rf_looks_ahead ? 1 << 21 : 1 << 20);
 }
 
 /* Rows of G gates of H units from gates that each have their rows side by side, ldg apart. */

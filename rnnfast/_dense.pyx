@@ -32,17 +32,15 @@ _product.ready()
 
 # Our own product computes dW as its transpose, whose vectors run over the gates, where there are
 # fewer inputs than this and enough rows to pay for turning dW twice. But with AVX-512 it does not copy da
-# for inputs of up to 512 bytes (gemm_nc of csrc/kernels_tmpl.h): CPUs with a first cache of 48 kB, which
-# also look far ahead, read it in place faster, from so many inputs on that they fill most of a vector
-# (docs/performance.md).
+# for inputs of up to 512 bytes (gemm_nc of csrc/kernels_tmpl.h): CPUs that look far ahead read it in place
+# faster, from so many inputs on that they fill most of a vector (docs/performance.md).
 cdef Py_ssize_t INPUTS_TURNED = 384
 cdef Py_ssize_t BYTES_FILLED = 112
 cdef Py_ssize_t BYTES_IN_PLACE = 512
-cdef Py_ssize_t LARGE_FIRST_CACHE = 48 << 10
 
 
 cdef bint turns(Py_ssize_t rows, Py_ssize_t inputs, Py_ssize_t size) noexcept nogil:
-    if (K.many_registers() and K.first_cache() >= LARGE_FIRST_CACHE
+    if (K.many_registers() and K.looks_ahead()
             and BYTES_FILLED <= inputs * size <= BYTES_IN_PLACE):
         return False
     return inputs < INPUTS_TURNED and rows >= (64 if inputs < 32 else 192)

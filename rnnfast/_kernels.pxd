@@ -43,7 +43,7 @@ cdef int pool_barrier(rf_gang *gang) noexcept nogil
 
 # Whether the instruction set in use has 32 vector registers.
 cdef bint many_registers() noexcept nogil
-cdef Py_ssize_t first_cache() noexcept nogil
+cdef bint looks_ahead() noexcept nogil
 cdef int layout() noexcept nogil
 
 cdef rf_act activation(object spec) except *

@@ -26,7 +26,8 @@ cdef extern from "rnnfast.h" nogil:
     const char *rf_kernel_name(int k)
 
 cdef extern from "cpu.h" nogil:
-    int rf_cpu_first_cache()
+    const int rf_looks_ahead
+    void rf_cpu_look()
 
 cdef extern from "pool.h" nogil:
     void rf_pool_run(int tasks, int threads, rf_task *f, void *arg)
@@ -134,12 +135,12 @@ cdef bint many_registers() noexcept nogil:
     return registers_32
 
 
-cdef Py_ssize_t FIRST_CACHE = rf_cpu_first_cache()
+rf_cpu_look()
 
 
-cdef Py_ssize_t first_cache() noexcept nogil:
-    """Bytes of a core's first data cache, 0 if not known."""
-    return FIRST_CACHE
+cdef bint looks_ahead() noexcept nogil:
+    """Whether this CPU reads ahead by itself (csrc/cpu.h)."""
+    return rf_looks_ahead
 
 
 cdef int layout() noexcept nogil:
