@@ -141,6 +141,65 @@ RF_UNFOLD void FN(chain_tile)(const int R, const int G, const int NV, const int 
         FN(chain_pass)(R, G, Q, G - Q, NV, split, w, s, follow, block, b, j, z, ldz, ldg);
 }
 
+#if RF_REGISTERS == 32
+/* A tile of no more than half a vector of units: each vector has those of two rows. */
+RF_UNFOLD void FN(chain_halves)(const int R, const int G, const int split, ptrdiff_t w,
+                                const FN(chain) *s, ptrdiff_t b, ptrdiff_t j, REAL *z,
+                                ptrdiff_t ldz, ptrdiff_t ldg) {
+    const int pairs = (R + 1) / 2;
+    v_t acc[4][3];
+#define RF_LOWER (2 * q)
+#define RF_UPPER (2 * q + 1 < R ? 2 * q + 1 : 2 * q)
+RF_UNROLL
+    for (int g = 0; g < G + split; g++)
+RF_UNROLL
+        for (int q = 0; q < pairs; q++) {
+            const REAL *from = s->start;
+            ptrdiff_t row = s->lds;
+            if (split && g == 2) from = s->bias_n ? s->bias_n + j : NULL, row = 0;
+            else if (from) from += b * row + (g == 3 && split ? 2 : g) * s->H + j;
+            acc[g][q] = v_join(FN(beginning)(from ? from + RF_LOWER * row : NULL, w),
+                               FN(beginning)(from ? from + RF_UPPER * row : NULL, w));
+        }
+/* As RF_CHAIN; the third gate's products go to acc[last]. */
+#define RF_CHAIN(k, a, lda, packed, last)                                                     \
+    do {                                                                                      \
+        const ptrdiff_t K = (k), row = (lda);                                                 \
+        const REAL *ap = (a) + b * row;                                                       \
+        const REAL *mp = (packed) + j / RF_TILE * RF_TILE * K * G + j % RF_TILE;              \
+        RF_TWICE for (ptrdiff_t p = 0; p < K; p++, ap++, mp += G * RF_TILE) {                 \
+            v_t m[4];                                                                         \
+            RF_UNROLL for (int g = 0; g < G; g++) m[g] = v_twice(mp + g * RF_TILE);           \
+            RF_UNROLL for (int q = 0; q < pairs; q++) {                                       \
+                const v_t from = v_set2(ap + RF_LOWER * row, ap + RF_UPPER * row);            \
+                RF_UNROLL for (int g = 0; g < G; g++) {                                       \
+                    const int to = g == 2 ? (last) : g;                                       \
+                    acc[to][q] = v_fma(from, m[g], acc[to][q]);                               \
+                }                                                                             \
+            }                                                                                 \
+        }                                                                                     \
+    } while (0)
+    if (s->wx) RF_CHAIN(s->inputs, s->x, s->inputs, s->wx, split ? 3 : 2);
+    RF_CHAIN(s->P, s->h, s->ldh, s->wh, 2);
+#undef RF_CHAIN
+RF_UNROLL
+    for (int q = 0; q < pairs; q++)
+RF_UNROLL
+        for (int g = 0; g < G + split; g++) {
+            v_store_lower(z + RF_LOWER * ldz + g * ldg, acc[g][q]);
+            if (RF_UPPER > RF_LOWER) v_store_upper(z + RF_UPPER * ldz + g * ldg, acc[g][q]);
+        }
+#undef RF_LOWER
+#undef RF_UPPER
+}
+/* One gate has too few accumulators for it. */
+#define RF_HALVES(R, G, split)                                                                \
+    else if (R > 1 && G > 1 && w <= VL / 2)                                                   \
+        FN(chain_halves)(R, G, split, w, s, b, j, z, ldz, ldg);
+#else
+#define RF_HALVES(R, G, split)
+#endif
+
 #if RF_SHARED
 /* A tile of hidden units that begins at j, and a range of the K inputs and hidden units. */
 typedef struct {
@@ -281,6 +340,7 @@ static RF_ONCE void FN(fetch_inputs)(const FN(chain) *s, ptrdiff_t b, ptrdiff_t 
         RF_REST(R, G, NV, split)                                                               \
         else if (size == 2 && NV > 2) RF_TILE_OF(R, G, 2, split, VL)                           \
         else if (w == VL) RF_TILE_OF(R, G, 1, split, VL)                                       \
+        RF_HALVES(R, G, split)                                                                 \
         else RF_TILE_OF(R, G, 1, split, w)                                                     \
         break;
 #define RF_TILE_OF(R, G, NV, split, w)                                                         \
@@ -319,6 +379,7 @@ RF_CHAINS(chain4, 4, 0, RF_NV4)
 #undef RF_REST_OF
 #undef RF_TILE_OF
 #undef RF_CHAIN_FUNCTION
+#undef RF_HALVES
 #undef RF_NV1
 #undef RF_NV2
 #undef RF_NV3

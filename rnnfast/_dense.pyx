@@ -31,9 +31,10 @@ cnp.import_array()
 _product.ready()
 
 # Our own product computes dW as its transpose, whose vectors run over the gates, where there are
-# fewer inputs than this and enough rows to pay for turning dW twice. But with AVX-512 it does not copy da
-# for inputs of up to 512 bytes (gemm_nc of csrc/kernels_tmpl.h): CPUs that look far ahead read it in place
-# faster, from so many inputs on that they fill most of a vector (docs/performance.md).
+# fewer inputs than this and enough rows to pay for turning dW twice. But with AVX-512 it does not
+# copy da for inputs of up to 512 bytes (gemm_nc of csrc/kernels_tmpl.h): CPUs that look far ahead
+# read it in place faster, from so many inputs on that they fill most of a vector
+# (docs/performance.md).
 cdef Py_ssize_t INPUTS_TURNED = 384
 cdef Py_ssize_t BYTES_FILLED = 112
 cdef Py_ssize_t BYTES_IN_PLACE = 512

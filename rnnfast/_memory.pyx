@@ -25,8 +25,9 @@ cdef extern from *:
     #if defined(__linux__)
     #include <sys/mman.h>
     #endif
-    /* From 4 MB on in huge pages where the system gives them on demand, as NumPy's arrays are: one sequence
-     * that reads the 12 MB of a GRU's 1024 units is 1.05 to 1.2 times as fast (docs/performance.md). */
+    /* From 4 MB on in huge pages where the system gives them on demand, as NumPy's arrays are: one
+     * sequence that reads the 12 MB of a GRU's 1024 units is 1.05 to 1.2 times as fast
+     * (docs/performance.md). */
     static void *rf_allocate(size_t size) {
         void *p = NULL;
         const size_t page = (size_t)1 << 21;

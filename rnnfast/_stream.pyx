@@ -183,9 +183,9 @@ cdef void swap(Cell *s) noexcept nogil:
 
 
 cdef bint is_few(const Cell *s, Py_ssize_t T, Py_ssize_t n, int size) noexcept nogil:
-    """Whether n sequences go through all T steps one after the other, each in one kernel: as long as
-    it has the weights in the first cache, AVX2's tiles of many rows of few units are no faster.
-    docs/performance.md has the figures; AVX-512's tiles were not compared."""
+    """Whether n sequences go through all T steps one after the other, each in one kernel: as long
+    as it has the weights in the first cache, AVX2's tiles of many rows of few units are no faster;
+    AVX-512's are. docs/performance.md has the figures."""
     cdef Py_ssize_t H = s.H
     cdef Py_ssize_t weights = s.G * H * (s.P + (s.inputs if s.w_ih != NULL else 0)) * size
     if H > FEW_UNITS or in_halves(s) or s.normed:

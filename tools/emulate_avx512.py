@@ -42,6 +42,16 @@ RF_INLINE void FN(pair_storen)(REAL *p, ptrdiff_t n, v_t v) {{
     }}
 }}
 RF_INLINE v_t FN(pair_set1)(REAL s) {{ return (v_t){{h_set1(s), h_set1(s)}}; }}
+RF_INLINE v_t FN(pair_twice)(const REAL *p) {{ return (v_t){{h_load(p), h_load(p)}}; }}
+RF_INLINE v_t FN(pair_set2)(const REAL *p, const REAL *q) {{
+    return (v_t){{h_set1(*p), h_set1(*q)}};
+}}
+RF_INLINE v_t FN(pair_join)(v_t x, v_t y) {{ return (v_t){{x.a, y.a}}; }}
+#define v_twice(p) FN(pair_twice)(p)
+#define v_set2(p, q) FN(pair_set2)((p), (q))
+#define v_join(x, y) FN(pair_join)((x), (y))
+#define v_store_lower(p, v) h_store((p), (v).a)
+#define v_store_upper(p, v) h_store((p), (v).b)
 #define v_load(p) FN(pair_load)(p)
 #define v_store(p, v) FN(pair_store)((p), (v))
 #define v_loadn(p, n) FN(pair_loadn)((p), (n))

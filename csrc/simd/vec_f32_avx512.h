@@ -16,6 +16,13 @@
 #define v_zero() _mm512_setzero_ps()
 #define v_first(v) _mm512_cvtss_f32(v)
 
+/* Halves: VL / 2 elements twice; *p in the lower, *q in the upper half; the lower halves of a and b. */
+#define v_twice(p) _mm512_broadcast_f32x8(_mm256_loadu_ps(p))
+#define v_set2(p, q) _mm512_mask_broadcastss_ps(_mm512_set1_ps(*(p)), 0xff00, _mm_load_ss(q))
+#define v_join(a, b) _mm512_insertf32x8((a), _mm512_castps512_ps256(b), 1)
+#define v_store_lower(p, v) _mm256_storeu_ps((p), _mm512_castps512_ps256(v))
+#define v_store_upper(p, v) _mm256_storeu_ps((p), _mm512_extractf32x8_ps((v), 1))
+
 #define v_add(a, b) _mm512_add_ps((a), (b))
 #define v_sub(a, b) _mm512_sub_ps((a), (b))
 #define v_mul(a, b) _mm512_mul_ps((a), (b))

@@ -16,6 +16,13 @@
 #define v_zero() _mm512_setzero_pd()
 #define v_first(v) _mm512_cvtsd_f64(v)
 
+/* Halves, as in vec_f32_avx512.h. */
+#define v_twice(p) _mm512_broadcast_f64x4(_mm256_loadu_pd(p))
+#define v_set2(p, q) _mm512_mask_broadcastsd_pd(_mm512_set1_pd(*(p)), 0xf0, _mm_load_sd(q))
+#define v_join(a, b) _mm512_insertf64x4((a), _mm512_castpd512_pd256(b), 1)
+#define v_store_lower(p, v) _mm256_storeu_pd((p), _mm512_castpd512_pd256(v))
+#define v_store_upper(p, v) _mm256_storeu_pd((p), _mm512_extractf64x4_pd((v), 1))
+
 #define v_add(a, b) _mm512_add_pd((a), (b))
 #define v_sub(a, b) _mm512_sub_pd((a), (b))
 #define v_mul(a, b) _mm512_mul_pd((a), (b))

@@ -12,6 +12,11 @@
 #undef v_set1
 #undef v_zero
 #undef v_first
+#undef v_twice
+#undef v_set2
+#undef v_join
+#undef v_store_lower
+#undef v_store_upper
 #undef v_add
 #undef v_sub
 #undef v_mul
