@@ -181,6 +181,8 @@ def test_no_spinning_while_idle(tmp_path):
 
 IDLE = """
 import os, time
+
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # its threads spin for 30 ms when they are new
 from rnnfast import _kernels
 
 if hasattr(os, "sched_setaffinity"):
