@@ -49,6 +49,12 @@ enum { FN(accs) = RF_LANES / VL };
 
 /* Elements of a cache line, and prefetches into the first and the second cache: for tiles of more than
  * a few rows, which have instructions to spare. */
+#define RF_PAIRS (VL == 16)
+#if RF_REGISTERS != 32
+#define v_halves(p, q) v_load(p) /* not used */
+#define v_store_lower(p, v) v_store((p), (v))
+#define v_store_upper(p, v) v_store((p), (v))
+#endif
 #define RF_LINE ((ptrdiff_t)(64 / sizeof(REAL)))
 #define RF_FEW_ROWS (VL == 1 ? 6 : RF_REGISTERS == 32 ? 3 : 2)
 #ifndef RF_FETCH_NEAR
@@ -111,6 +117,33 @@ enum { FN(accs) = RF_LANES / VL };
         for (; left > 0; left--, next) {                               \
             enum { across = 0 };                                       \
             EACH_FEW(pairs, n, __VA_ARGS__);                           \
+        }                                                              \
+    } while (0)
+/* EACH for B rows; where a row is half a vector of AVX-512, two rows at a time: with LDR and STR instead
+ * of LD and ST. */
+#define EACH_HALF(B, n, next, ...)                                     \
+    do {                                                               \
+        ptrdiff_t left = (B);                                          \
+        for (; RF_REGISTERS == 32 && 2 * (n) == VL && left >= 2; left -= 2, next, next) { \
+            enum { full = 1, halves = 1 };                             \
+            const ptrdiff_t j = 0, w = VL;                             \
+            (void)w;                                                   \
+            __VA_ARGS__                                                \
+        }                                                              \
+        for (; left > 0; left--, next) {                               \
+            enum { halves = 0 };                                       \
+            EACH(n, __VA_ARGS__);                                      \
+        }                                                              \
+    } while (0)
+#define LDR(p, ld) (halves ? v_halves((p), (p) + (ld)) : LD(p))
+#define STR(p, ld, v)                                                  \
+    do {                                                               \
+        if (halves) {                                                  \
+            const v_t two = (v);                                       \
+            v_store_lower(p, two);                                     \
+            v_store_upper((p) + (ld), two);                            \
+        } else {                                                       \
+            ST(p, v);                                                  \
         }                                                              \
     } while (0)
 #define AT(p, ld) ((p) + v * (across ? (ld) : VL) + j)
@@ -322,12 +355,12 @@ static void KN(rnn_forward)(ptrdiff_t B, ptrdiff_t H, rf_act act, const REAL *a,
 static void FN(rnn_backward_rows)(ptrdiff_t B, ptrdiff_t H, ptrdiff_t units, rf_act act, const REAL *h,
                                   const REAL *d, ptrdiff_t ldd, const REAL *dy, ptrdiff_t ldy,
                                   REAL *da) {
-    for (ptrdiff_t b = 0; b < B; b++, h += H, d += ldd, da += H, dy += dy ? ldy : 0)
-        EACH(units, {
-            v_t e = LD(d); /* B1 */
-            if (dy) e = v_add(e, LD(dy));
-            ST(da, v_mul(e, FN(d_act)(act, LD(h)))); /* B2 */
-        });
+    if (units == H && ldd == H && (!dy || ldy == H)) units *= B, B = 1;
+    EACH_HALF(B, units, (h += H, d += ldd, da += H, dy += dy ? ldy : 0), {
+        v_t e = LDR(d, ldd); /* B1 */
+        if (dy) e = v_add(e, LDR(dy, ldy));
+        STR(da, H, v_mul(e, FN(d_act)(act, LDR(h, H)))); /* B2 */
+    });
 }
 
 /* ---- LSTM ----------------------------------------------------------------------------------- */
@@ -433,53 +466,45 @@ RF_UNFOLD void FN(lstm_backward_rows)(ptrdiff_t B, ptrdiff_t H, ptrdiff_t units,
                                       const REAL *tanh_c, const REAL *c, const REAL *dh,
                                       ptrdiff_t ldd, const REAL *dy, ptrdiff_t ldy,
                                       const REAL *dcn, REAL *dc, REAL *da) {
-    const ptrdiff_t G = opt.coupled ? 3 : 4;
+    const ptrdiff_t G = opt.coupled ? 3 : 4, ldg = G * H, to_g = (G - 2) * H, to_o = (G - 1) * H;
     const v_t limit = v_set1((REAL)opt.clip), zero = v_zero();
-    for (ptrdiff_t b = 0; b < B; b++) {
-        const REAL *gi = gates, *gf = gates + H, *gg = gates + (G - 2) * H,
-                   *go = gates + (G - 1) * H;
-        REAL *dai = da, *daf = da + H, *dag = da + (G - 2) * H, *dao = da + (G - 1) * H;
-        EACH(units, {
-            v_t d = LD(dh); /* B1 */
-            if (dy) d = v_add(d, LD(dy));
-            const v_t i = LD(gi);
-            const v_t f = opt.coupled ? v_sub(v_set1(1), i) : LD(gf);
-            const v_t g = LD(gg);
-            const v_t o = LD(go);
-            const v_t tc = LD(tanh_c);
-            const v_t cp = LD(c_prev);
-            const v_t zo = v_mul(v_mul(d, tc), FN(d_act)(opt.gate, o)); /* B2 */
-            v_t e = LD(dc);                                               /* B3 */
-            if (dcn) e = v_add(e, LD(dcn));
-            else e = v_fma(v_mul(d, o), FN(d_tanh)(tc), e);
-            if (peep) e = v_fma(zo, LD(peep + 2 * H), e);
-            if (opt.clip > 0) e = v_select(v_lt(v_abs(LD(c)), limit), e, zero);
-            v_t zi; /* B4 */
-            v_t zf;
-            if (opt.coupled) {
-                zi = v_mul(v_mul(e, v_sub(g, cp)), FN(d_act)(opt.gate, i));
-                zf = zero;
-            } else {
-                zi = v_mul(v_mul(e, g), FN(d_act)(opt.gate, i));
-                zf = v_mul(v_mul(e, cp), FN(d_act)(opt.gate, f));
-                ST(daf, zf);
-            }
-            const v_t zg = v_mul(v_mul(e, i), FN(d_tanh)(g));
-            ST(dai, zi);
-            ST(dag, zg);
-            ST(dao, zo);
-            e = v_mul(e, f); /* B5 */
-            if (peep) {
-                e = v_fma(zi, LD(peep), e);
-                if (!opt.coupled) e = v_fma(zf, LD(peep + H), e);
-            }
-            ST(dc, e);
-        });
-        gates += G * H, c_prev += H, tanh_c += H, dh += ldd, dc += H, da += G * H;
-        if (c) c += H;
-        if (dy) dy += ldy;
-        if (dcn) dcn += H;
-    }
+    EACH_HALF(B, units, (gates += ldg, c_prev += H, tanh_c += H, dh += ldd, dc += H, da += ldg, c += c ? H : 0,
+                         dy += dy ? ldy : 0, dcn += dcn ? H : 0), {
+        v_t d = LDR(dh, ldd); /* B1 */
+        if (dy) d = v_add(d, LDR(dy, ldy));
+        const v_t i = LDR(gates, ldg);
+        const v_t f = opt.coupled ? v_sub(v_set1(1), i) : LDR(gates + H, ldg);
+        const v_t g = LDR(gates + to_g, ldg);
+        const v_t o = LDR(gates + to_o, ldg);
+        const v_t tc = LDR(tanh_c, H);
+        const v_t cp = LDR(c_prev, H);
+        const v_t zo = v_mul(v_mul(d, tc), FN(d_act)(opt.gate, o)); /* B2 */
+        v_t e = LDR(dc, H);                                           /* B3 */
+        if (dcn) e = v_add(e, LDR(dcn, H));
+        else e = v_fma(v_mul(d, o), FN(d_tanh)(tc), e);
+        if (peep) e = v_fma(zo, LDR(peep + 2 * H, 0), e);
+        if (opt.clip > 0) e = v_select(v_lt(v_abs(LDR(c, H)), limit), e, zero);
+        v_t zi; /* B4 */
+        v_t zf;
+        if (opt.coupled) {
+            zi = v_mul(v_mul(e, v_sub(g, cp)), FN(d_act)(opt.gate, i));
+            zf = zero;
+        } else {
+            zi = v_mul(v_mul(e, g), FN(d_act)(opt.gate, i));
+            zf = v_mul(v_mul(e, cp), FN(d_act)(opt.gate, f));
+            STR(da + H, ldg, zf);
+        }
+        const v_t zg = v_mul(v_mul(e, i), FN(d_tanh)(g));
+        STR(da, ldg, zi);
+        STR(da + to_g, ldg, zg);
+        STR(da + to_o, ldg, zo);
+        e = v_mul(e, f); /* B5 */
+        if (peep) {
+            e = v_fma(zi, LDR(peep, 0), e);
+            if (!opt.coupled) e = v_fma(zf, LDR(peep + H, 0), e);
+        }
+        STR(dc, H, e);
+    });
 }
 
 /* B1 to B5 of a block of units; d as in rnn_backward_rows. */
@@ -568,30 +593,25 @@ static void FN(gru_backward_rows)(ptrdiff_t B, ptrdiff_t H, ptrdiff_t units, rf_
                                   ptrdiff_t ldd, REAL *dh, const REAL *dy, ptrdiff_t ldy, REAL *dax,
                                   REAL *dah) {
     const v_t one = v_set1(1);
-    for (ptrdiff_t b = 0; b < B; b++) {
-        const REAL *gr = gates, *gz = gates + H, *gn = gates + 2 * H;
-        REAL *xr = dax, *xz = dax + H, *xn = dax + 2 * H;
-        REAL *hr = dah, *hz = dah + H, *hn = dah + 2 * H;
-        EACH(units, {
-            v_t d = LD(d0); /* B1 */
-            if (dy) d = v_add(d, LD(dy));
-            const v_t r = LD(gr);
-            const v_t z = LD(gz);
-            const v_t n = LD(gn);
-            const v_t an = v_mul(v_mul(d, v_sub(one, z)), FN(d_tanh)(n)); /* B2 */
-            const v_t az = v_mul(v_mul(d, v_sub(LD(h_prev), n)), FN(d_act)(gate, z));
-            const v_t ar = v_mul(v_mul(an, LD(u)), FN(d_act)(gate, r)); /* B3 */
-            ST(xr, ar);
-            ST(xz, az);
-            ST(xn, an);
-            ST(hr, ar);
-            ST(hz, az);
-            ST(hn, v_mul(an, r));
-            ST(dh, v_mul(d, z)); /* B4 */
-        });
-        gates += 3 * H, u += H, h_prev += H, d0 += ldd, dh += H, dax += 3 * H, dah += 3 * H;
-        if (dy) dy += ldy;
-    }
+    const ptrdiff_t ldg = 3 * H;
+    EACH_HALF(B, units, (gates += ldg, u += H, h_prev += H, d0 += ldd, dh += H, dax += ldg, dah += ldg,
+                         dy += dy ? ldy : 0), {
+        v_t d = LDR(d0, ldd); /* B1 */
+        if (dy) d = v_add(d, LDR(dy, ldy));
+        const v_t r = LDR(gates, ldg);
+        const v_t z = LDR(gates + H, ldg);
+        const v_t n = LDR(gates + 2 * H, ldg);
+        const v_t an = v_mul(v_mul(d, v_sub(one, z)), FN(d_tanh)(n)); /* B2 */
+        const v_t az = v_mul(v_mul(d, v_sub(LDR(h_prev, H), n)), FN(d_act)(gate, z));
+        const v_t ar = v_mul(v_mul(an, LDR(u, H)), FN(d_act)(gate, r)); /* B3 */
+        STR(dax, ldg, ar);
+        STR(dax + H, ldg, az);
+        STR(dax + 2 * H, ldg, an);
+        STR(dah, ldg, ar);
+        STR(dah + H, ldg, az);
+        STR(dah + 2 * H, ldg, v_mul(an, r));
+        STR(dh, H, v_mul(d, z)); /* B4 */
+    });
 }
 
 /* F3 of a block of units. a: a_r a_z, rows lda and gates ldg apart; h, rh: rows ldh apart; r or NULL and
@@ -965,13 +985,14 @@ static void KN(gru_norm_backward)(ptrdiff_t B, ptrdiff_t H, rf_act gate, const R
  * vectors, of which the last holds w elements, stays in registers; MR and NV are constants after
  * inlining. Its columns lie in one panel of B or begin one and go on in up to three more, `panel`
  * apart. ahead: k lines to fetch into the second cache meanwhile, or NULL. */
+#define RF_MOST_ROWS (RF_REGISTERS == 32 ? 8 : 6)
 RF_UNFOLD void FN(gemm_tile)(const int MR, const int NV, ptrdiff_t w, ptrdiff_t k, const REAL *a,
                              ptrdiff_t ars, ptrdiff_t acs, const REAL *b, ptrdiff_t ldb,
                              ptrdiff_t panel, int add, const REAL *ahead, REAL *c,
                              ptrdiff_t ldc) {
-    v_t acc[6][8];
+    v_t acc[RF_MOST_ROWS][8];
     /* As few pointers as will do, so that the loop reads none from the stack: 4 to 8 % faster. */
-    const REAL *lower = a + 3 * ars, *second = b + panel, *third = second + panel,
+    const REAL *lower = a + 3 * ars, *lowest = lower + 3 * ars, *second = b + panel, *third = second + panel,
                *fourth = third + panel;
 #define RF_FULL (v < NV - 1 || w == VL)
 RF_UNROLL
@@ -994,11 +1015,11 @@ RF_UNROLL
         }
 RF_UNROLL
         for (int r = 0; r < MR; r++) {
-            const v_t s = v_set1(r < 3 ? a[r * ars] : lower[(r - 3) * ars]);
+            const v_t s = v_set1(r < 3 ? a[r * ars] : r < 6 ? lower[(r - 3) * ars] : lowest[(r - 6) * ars]);
 RF_UNROLL
             for (int v = 0; v < NV; v++) acc[r][v] = v_fma(s, x[v], acc[r][v]);
         }
-        a += acs, lower += acs, b += ldb;
+        a += acs, lower += acs, lowest += acs, b += ldb;
         second += ldb, third += ldb, fourth += ldb;
     }
 RF_UNROLL
@@ -1248,6 +1269,90 @@ static RF_ONCE void FN(narrow)(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, const REAL
 }
 #endif
 
+#if RF_PAIRS
+/* Up to half a vector of columns: a vector has those of two rows in turn, so that one operand of an fma is
+ * two elements of A again and again, the other each element of a row of B twice. */
+enum { FN(pair_rows) = VL };
+
+/* The chains of `rows` rows in acc, two rows a vector, and k more of A, whose rows are contiguous, times w columns
+ * of B. Past the last row it is read again; whole: there are pair_rows. */
+RF_INLINE void FN(pair_chains)(const int whole, ptrdiff_t rows, ptrdiff_t k, const REAL *a, ptrdiff_t lda, const REAL *b,
+                               ptrdiff_t ldb, ptrdiff_t w, v_t *acc) {
+    enum { quarter = VL / 4, pairs = FN(pair_rows) / 2 };
+    _Alignas(64) REAL turned[pairs * 2 * VL];
+    for (ptrdiff_t p = 0; p < k; p += VL, a += VL) {
+        const ptrdiff_t some = k - p < VL ? k - p : VL;
+        const REAL *row = a;
+RF_UNROLL
+        for (int q = 0; q < pairs; q++) {
+            const v_t x = v_loadn(row, some);
+            row += whole || 2 * q + 1 < rows ? lda : 0;
+            const v_t y = v_loadn(row, some);
+            row += whole || 2 * q + 2 < rows ? lda : 0;
+            v_store(turned + q * 2 * VL, v_first_pairs(x, y));
+            v_store(turned + q * 2 * VL + VL, v_last_pairs(x, y));
+        }
+#define RF_PAIR_STEP(from)                                                                      \
+    do {                                                                                        \
+        const v_t m = v_doubled(v_loadn(b, w));                                                 \
+        const REAL *const at = (from);                                                          \
+RF_UNROLL                                                                                       \
+        for (int q = 0; q < pairs; q++) acc[q] = v_fma(v_pair(at + q * 2 * VL), m, acc[q]);     \
+        b += ldb;                                                                               \
+    } while (0)
+        ptrdiff_t l = 0;
+        for (; l + quarter <= some; l += quarter) {
+            RF_PAIR_STEP(turned + l);
+            RF_PAIR_STEP(turned + l + 2);
+            RF_PAIR_STEP(turned + l + VL);
+            RF_PAIR_STEP(turned + l + VL + 2);
+        }
+        for (ptrdiff_t last = 0; l + last < some; last++)
+            RF_PAIR_STEP(turned + l + last / 2 * VL + last % 2 * 2);
+#undef RF_PAIR_STEP
+    }
+}
+
+/* Rows of w columns into acc, two a vector, and out of it. */
+RF_INLINE void FN(pairs_in)(const int whole, ptrdiff_t rows, ptrdiff_t w, const REAL *c, ptrdiff_t ldc, v_t *acc) {
+RF_UNROLL
+    for (int q = 0; q < FN(pair_rows) / 2; q++) {
+        const v_t x = v_loadn(c, w);
+        c += whole || 2 * q + 1 < rows ? ldc : 0;
+        acc[q] = v_in_turn(v_join(x, v_loadn(c, w)));
+        c += whole || 2 * q + 2 < rows ? ldc : 0;
+    }
+}
+RF_INLINE void FN(pairs_out)(const int whole, ptrdiff_t rows, ptrdiff_t w, const v_t *acc, REAL *c, ptrdiff_t ldc) {
+RF_UNROLL
+    for (int q = 0; q < FN(pair_rows) / 2; q++) {
+        const v_t v = v_apart(acc[q]);
+        if (whole || 2 * q < rows) v_storen(c + 2 * q * ldc, w, v);
+        if (whole || 2 * q + 1 < rows) v_storen(c + (2 * q + 1) * ldc, w, v_upper(v));
+    }
+}
+
+/* C = A B or C + A B for w <= VL / 2 columns. */
+static RF_ONCE void FN(pair_product)(ptrdiff_t m, ptrdiff_t w, ptrdiff_t k, const REAL *a, ptrdiff_t lda,
+                                     const REAL *b, ptrdiff_t ldb, int add, REAL *c, ptrdiff_t ldc) {
+#define RF_PAIR_TILE(whole, rows)                                                               \
+    do {                                                                                        \
+        v_t acc[FN(pair_rows) / 2];                                                             \
+        if (add) FN(pairs_in)(whole, rows, w, c, ldc, acc);                                     \
+        else for (int q = 0; q < FN(pair_rows) / 2; q++) acc[q] = v_zero();                     \
+        FN(pair_chains)(whole, rows, k, a, lda, b, ldb, w, acc);                                \
+        FN(pairs_out)(whole, rows, w, acc, c, ldc);                                             \
+    } while (0)
+    ptrdiff_t i = 0;
+    for (; i + FN(pair_rows) <= m; i += FN(pair_rows)) {
+        RF_PAIR_TILE(1, FN(pair_rows));
+        a += FN(pair_rows) * lda, c += FN(pair_rows) * ldc;
+    }
+    if (i < m) RF_PAIR_TILE(0, m - i);
+#undef RF_PAIR_TILE
+}
+#endif
+
 static void KN(gemm)(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, const REAL *a, ptrdiff_t ars,
                      ptrdiff_t acs, const REAL *b, ptrdiff_t row, int add, REAL *c, ptrdiff_t ldc) {
     const ptrdiff_t ldb = row ? row : RF_PANEL, panel = row ? RF_PANEL : RF_PANEL * k;
@@ -1259,6 +1364,12 @@ static void KN(gemm)(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, const REAL *a, ptrdi
         const ptrdiff_t rows = m / VL * VL;
         FN(narrow)(rows, n, k, a, ars, b, ldb, add, c, ldc);
         m -= rows, a += rows * ars, c += rows * ldc;
+    }
+#endif
+#if RF_PAIRS
+    if (acs == 1 && n <= VL / 2 && m > 6) {
+        FN(pair_product)(m, n, k, a, ars, b, ldb, add, c, ldc);
+        return;
     }
 #endif
     /* What is copied must be read often enough: A once per NC columns. */
@@ -1274,7 +1385,8 @@ static void KN(gemm)(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, const REAL *a, ptrdi
         for (ptrdiff_t part = 0, i0 = 0, mc; part < parts; part++, i0 += mc) {
             mc = (m - i0 + parts - part - 1) / (parts - part);
             const int lines = RF_REGISTERS == 32 && copy_a && ars == 1;
-            const ptrdiff_t blocks = lines ? (mc + RF_TILE - 1) / RF_TILE * 3 : (mc + 5) / 6;
+            const ptrdiff_t high = n <= VL && !copy_a ? RF_MOST_ROWS : 6;
+            const ptrdiff_t blocks = lines ? (mc + RF_TILE - 1) / RF_TILE * 3 : (mc + high - 1) / high;
             const ptrdiff_t least = mc / blocks, larger = mc % blocks;
             /* one row block reads B once: no need to go through it in pieces */
             const ptrdiff_t nc = m > 6 ? FN(gemm_nc) : n;
@@ -1309,6 +1421,10 @@ static void KN(gemm)(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, const REAL *a, ptrdi
                         RF_ROWS(4, FN(nv4))
                         RF_ROWS(5, FN(nv6))
                         RF_ROWS(6, FN(nv6))
+#if RF_MOST_ROWS == 8
+                        RF_ROWS(7, 1)
+                        RF_ROWS(8, 1)
+#endif
                     }
 #undef RF_ROWS
                 }

@@ -192,7 +192,26 @@ RF_UNROLL
 #undef RF_LOWER
 #undef RF_UPPER
 }
-/* One gate has too few accumulators for it. */
+#if RF_PAIRS
+/* The same for one gate, which has too few accumulators for it: up to pair_rows rows, in pairs. */
+RF_INLINE void FN(chain_pairs_of)(const int whole, ptrdiff_t rows, ptrdiff_t w, const FN(chain) *s, ptrdiff_t b,
+                                  ptrdiff_t j, REAL *z, ptrdiff_t ldz) {
+    v_t acc[FN(pair_rows) / 2];
+    if (s->start) FN(pairs_in)(whole, rows, w, s->start + b * s->lds + j, s->lds, acc);
+    else for (int q = 0; q < FN(pair_rows) / 2; q++) acc[q] = v_zero();
+    const ptrdiff_t panel = j / RF_PANEL * RF_PANEL, in = j % RF_PANEL;
+    if (s->wx)
+        FN(pair_chains)(whole, rows, s->inputs, s->x + b * s->inputs, s->inputs,
+                        s->wx + panel * s->inputs + in, RF_PANEL, w, acc);
+    FN(pair_chains)(whole, rows, s->P, s->h + b * s->ldh, s->ldh, s->wh + panel * s->P + in, RF_PANEL, w, acc);
+    FN(pairs_out)(whole, rows, w, acc, z, ldz);
+}
+static RF_ONCE void FN(chain_pairs)(ptrdiff_t rows, ptrdiff_t w, const FN(chain) *s, ptrdiff_t b, ptrdiff_t j,
+                                    REAL *z, ptrdiff_t ldz) {
+    if (rows == FN(pair_rows)) FN(chain_pairs_of)(1, rows, w, s, b, j, z, ldz);
+    else FN(chain_pairs_of)(0, rows, w, s, b, j, z, ldz);
+}
+#endif
 #define RF_HALVES(R, G, split)                                                                \
     else if (R > 1 && G > 1 && w <= VL / 2)                                                   \
         FN(chain_halves)(R, G, split, w, s, b, j, z, ldz, ldg);
@@ -322,6 +341,7 @@ static RF_ONCE void FN(fetch_inputs)(const FN(chain) *s, ptrdiff_t b, ptrdiff_t 
     static void FN(name)(ptrdiff_t rows, int size, ptrdiff_t w, const FN(chain) *s,            \
                          ptrdiff_t follow, ptrdiff_t block, ptrdiff_t b, ptrdiff_t j,         \
                          REAL *z, ptrdiff_t ldz, ptrdiff_t ldg) {                              \
+        RF_PAIRS_OF(G)                                                                         \
         switch (rows) {                                                                        \
             RF_ROWS(1, G, NV1, split)                                                          \
             RF_ROWS(2, G, NV2, split)                                                          \
@@ -367,12 +387,22 @@ static RF_ONCE void FN(fetch_inputs)(const FN(chain) *s, ptrdiff_t b, ptrdiff_t 
 #define RF_MORE_ROWS(G, NV, split)
 #endif
 #define RF_CHAINS(...) RF_CHAIN_FUNCTION(__VA_ARGS__)
+#if RF_PAIRS
+#define RF_PAIRS_OF(G)                                                                         \
+    if (G == 1 && rows > FN(chain_rows)) {                                                     \
+        FN(chain_pairs)(rows, w, s, b, j, z, ldz);                                             \
+        return;                                                                                \
+    }
+#else
+#define RF_PAIRS_OF(G)
+#endif
 RF_CHAINS(chain1, 1, 0, RF_NV1)
 RF_CHAINS(chain2, 2, 0, RF_NV2)
 RF_CHAINS(chain3, 3, 0, RF_NV3)
 RF_CHAINS(chain3_split, 3, 1, RF_NV4)
 RF_CHAINS(chain4, 4, 0, RF_NV4)
 #undef RF_CHAINS
+#undef RF_PAIRS_OF
 #undef RF_MORE_ROWS
 #undef RF_ROWS
 #undef RF_REST
@@ -421,7 +451,10 @@ RF_CHAINS(chain4, 4, 0, RF_NV4)
 #define RF_EACH_TILE(name, s, from, to, back, ...)                                             \
     do {                                                                                       \
         _Alignas(64) REAL z[FN(chain_size)];                                                   \
-        const ptrdiff_t n = (s)->n, blocks = (n + FN(chain_rows) - 1) / FN(chain_rows);         \
+        /* all units in half a vector, one gate: more rows in a tile */                         \
+        const ptrdiff_t n = (s)->n, high = RF_PAIRS && FN(name##_gates) == 1 && (to) - (from) <= VL / 2 \
+                                               ? VL : FN(chain_rows);                            \
+        const ptrdiff_t blocks = (n + high - 1) / high;                                          \
         const ptrdiff_t least = blocks ? n / blocks : 0, larger = blocks ? n % blocks : 0;      \
         const ptrdiff_t ldw = FN(name##_nv)(blocks == 1 ? n : FN(chain_rows) + 1) * VL;         \
         /* an RNN's shared tile may have fewer units, if more than a vector */                 \
@@ -610,7 +643,8 @@ static void KN(gru_before_output_step)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first
 #define RF_FROM_FUTURE(begin, other, ...)                                                      \
     do {                                                                                       \
         if (m > 0) {                                                                           \
-            const FN(chain) s = {m, H, 0, k, lda, H, NULL, NULL, (begin), a, w, NULL, 0,       \
+            const FN(chain) s = {m, H, 0, k, lda, H, NULL, NULL, (begin), a, w, NULL,          \
+                                 RF_PAIRS && H <= VL / 2 && FN(is_dense)(m, H, first, last),    \
                                  FN(is_far)(1, H, 0, k)};                                      \
             RF_EACH_TILE(chain1, &s, first, last, back, {                                      \
                 const REAL *const d = z;                                                       \

@@ -244,7 +244,8 @@ def batches():
 
 def future_batches():
     """(B, H) for kernels that take one time step of BPTT, whose products have tiles."""
-    return [*batches(), (7, 70), (14, 100), (75, 17)]
+    # half a vector of units and less: more rows in a tile, and two of them in a vector
+    return [*batches(), (7, 70), (14, 100), (75, 17), (7, 8), (21, 8), (16, 4), (37, 5)]
 
 
 # ---- element-wise -------------------------------------------------------------------------------
@@ -928,10 +929,11 @@ def _(source):
     drawn = [(shape, source.rng.integers(2, size=3).tolist()) for shape in shapes]
     # few columns, whose vectors run over rows; a last vector in part, of many k
     narrow = [(8, 1, 8), (19, 2, 21), (49, 3, 33), (16, 4, 3), (9, 30, 70), (73, 13, 66),
-              (13, 5, 65)]  # fmt: skip
+              (13, 5, 65), (7, 5, 9), (33, 8, 34), (16, 6, 4)]  # fmt: skip
     drawn += [(shape, (add, 0, is_packed)) for shape in narrow for add in (0, 1)
               for is_packed in (0, 1)]  # fmt: skip
-    drawn += [((7, 141, 70), (add, 1, 1)) for add in (0, 1)]
+    drawn += [(shape, (add, 1, 1)) for shape in [(7, 141, 70), (8, 12, 50), (15, 16, 19)]
+              for add in (0, 1)]  # fmt: skip
     for (m, n, k), (add, transposed, is_packed) in drawn:
         a, b, c = source(m, k), source(k, n), source(m, n)
         args = {"m": m, "n": n, "k": k,
@@ -1059,7 +1061,7 @@ def step_inputs(source, shape, gates, P):
 
 @case("rnn_step")
 def _(source):
-    for shape in [*STEPS, (5, 150, 2)]:
+    for shape in [*STEPS, (5, 150, 2), (16, 8, 3), (21, 6, 17)]:
         n, H, _ = shape
         P = source.pick(H, H + 3)
         args, products, only = step_inputs(source, shape, 1, P)
@@ -1155,7 +1157,7 @@ def _(source):
 
 @case("gru_before_output_step")
 def _(source):
-    for shape in [*STEPS, (5, 150, 2)]:
+    for shape in [*STEPS, (5, 150, 2), (16, 8, 3), (21, 6, 17)]:
         n, H, _ = shape
         args, products, only = step_inputs(source, shape, 1, H)
         args["rh"] = args.pop("h")

@@ -52,6 +52,8 @@ RF_INLINE v_t FN(pair_join)(v_t x, v_t y) {{ return (v_t){{x.a, y.a}}; }}
 #define v_join(x, y) FN(pair_join)((x), (y))
 #define v_store_lower(p, v) h_store((p), (v).a)
 #define v_store_upper(p, v) h_store((p), (v).b)
+#define v_upper(v) ((v_t){{(v).b, (v).b}})
+#define v_halves(p, q) ((v_t){{h_load(p), h_load(q)}})
 #define v_load(p) FN(pair_load)(p)
 #define v_store(p, v) FN(pair_store)((p), (v))
 #define v_loadn(p, n) FN(pair_loadn)((p), (n))
@@ -73,6 +75,32 @@ RF_INLINE void FN(transpose)(v_t *t) {
     }
 }
 #define v_transpose(t) FN(transpose)(t)
+/* Element i of the result is element PLACE(i) of a and b side by side. */
+#define RF_PLACES(name, PLACE)                          \
+    RF_INLINE v_t FN(name)(v_t a, v_t b) {              \
+        REAL from[2 * VL], to[VL];                      \
+        v_store(from, a);                               \
+        v_store(from + VL, b);                          \
+        for (int i = 0; i < VL; i++) to[i] = from[PLACE]; \
+        return v_load(to);                              \
+    }
+RF_PLACES(doubled, i / 2)
+RF_PLACES(in_turn, i / 2 + i % 2 * (VL / 2))
+RF_PLACES(apart, i % (VL / 2) * 2 + i / (VL / 2))
+RF_PLACES(first_pairs, i / 4 * 4 + i % 4 / 2 + i % 2 * VL)
+RF_PLACES(last_pairs, i / 4 * 4 + i % 4 / 2 + 2 + i % 2 * VL)
+#undef RF_PLACES
+RF_INLINE v_t FN(pair_of)(const REAL *p) {
+    REAL to[VL];
+    for (int i = 0; i < VL; i++) to[i] = p[i % 2];
+    return v_load(to);
+}
+#define v_doubled(v) FN(doubled)((v), (v))
+#define v_in_turn(v) FN(in_turn)((v), (v))
+#define v_apart(v) FN(apart)((v), (v))
+#define v_first_pairs(a, b) FN(first_pairs)((a), (b))
+#define v_last_pairs(a, b) FN(last_pairs)((a), (b))
+#define v_pair(p) FN(pair_of)(p)
 """
 
 

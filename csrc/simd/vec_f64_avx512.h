@@ -22,6 +22,7 @@
 #define v_join(a, b) _mm512_insertf64x4((a), _mm512_castpd512_pd256(b), 1)
 #define v_store_lower(p, v) _mm256_storeu_pd((p), _mm512_castpd512_pd256(v))
 #define v_store_upper(p, v) _mm256_storeu_pd((p), _mm512_extractf64x4_pd((v), 1))
+#define v_halves(p, q) _mm512_insertf64x4(_mm512_castpd256_pd512(_mm256_loadu_pd(p)), _mm256_loadu_pd(q), 1)
 
 #define v_add(a, b) _mm512_add_pd((a), (b))
 #define v_sub(a, b) _mm512_sub_pd((a), (b))

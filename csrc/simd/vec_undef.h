@@ -17,6 +17,14 @@
 #undef v_join
 #undef v_store_lower
 #undef v_store_upper
+#undef v_halves
+#undef v_pair
+#undef v_upper
+#undef v_doubled
+#undef v_in_turn
+#undef v_apart
+#undef v_first_pairs
+#undef v_last_pairs
 #undef v_add
 #undef v_sub
 #undef v_mul
