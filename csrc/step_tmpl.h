@@ -10,6 +10,7 @@ typedef struct {
     ptrdiff_t n, H, inputs, P, ldh, lds;
     const REAL *x, *wx, *start, *h, *wh, *bias_n;
     int dense, fetch;
+    const REAL *ahead; /* inputs to fetch meanwhile, as many as a tile's, or NULL */
 } FN(chain);
 
 /* Rows of a tile; blocks of rows whose gates are applied together; room for their accumulators.
@@ -33,8 +34,9 @@ enum { FN(chain_rows) = 6, FN(chain_size) = RF_TOGETHER * 24 * VL };
  * inputs of R rows. To fetch, with AVX-512: what comes 8 p later into the first cache, and a line of
  * the next tile into the second, of which each block of rows fetches another part. Where the weights
  * are near, that costs 4 to 8 % for nothing; AVX2 on Zen 3 lost 17 % by it where they are far. */
-#define RF_CHAIN(k, a, lda, packed, last)                                                       \
+#define RF_CHAIN(k, a, lda, packed, last, inputs)                                               \
     do {                                                                                      \
+        const REAL *ahead = (inputs);                                                         \
         const ptrdiff_t K = (k), row = (lda), wide = G == 1 ? RF_PANEL : RF_TILE;              \
         const ptrdiff_t line = RF_SHARED ? wide : G * wide, gate = RF_SHARED ? wide * K : wide; \
         const REAL *ap = (a) + b * row, *lower = ap + 3 * row, *mp[8];                         \
@@ -46,14 +48,17 @@ enum { FN(chain_rows) = 6, FN(chain_size) = RF_TOGETHER * 24 * VL };
         const REAL *next = (packed) + follow / wide * wide * K * G                            \
                            + block % (G * wide / RF_LINE) * K * RF_LINE;                      \
         if (RF_REGISTERS == 32 && R > RF_FEW_ROWS && s->fetch) {                              \
-            RF_CHAIN_LOOP(1, last)                                                            \
+            if (ahead) { RF_CHAIN_LOOP(1, last, 1) } else { RF_CHAIN_LOOP(1, last, 0) }       \
+        } else if (RF_REGISTERS == 32 && R > RF_FEW_ROWS && ahead) {                          \
+            RF_CHAIN_LOOP(0, last, 1)                                                         \
         } else {                                                                              \
-            RF_CHAIN_LOOP(0, last)                                                            \
+            RF_CHAIN_LOOP(0, last, 0)                                                         \
         }                                                                                     \
     } while (0)
-#define RF_CHAIN_LOOP(fetch, last)                                                            \
+#define RF_CHAIN_LOOP(fetch, last, with_inputs)                                               \
     RF_TWICE for (ptrdiff_t p = 0; p < K; p++, ap++, lower++) {                               \
         v_t m[4], from[6];                                                                    \
+        if (with_inputs) RF_FETCH_NEAR(ahead + p * R);                                        \
         if (fetch) RF_FETCH_FAR(next + p * RF_LINE);                                          \
         if (RF_REGISTERS == 16)                                                               \
             RF_UNROLL for (int r = 0; r < R && R <= 3; r++) from[r] = v_set1(RF_ROW(r));      \
@@ -105,8 +110,8 @@ RF_UNROLL
                     from += (b + r) * s->lds + (g == Q ? 2 : first + g) * s->H + j + v * VL;
                 acc[g][r][v] = FN(beginning)(from, v < NV - 1 ? VL : w);
             }
-    if (s->wx) RF_CHAIN(s->inputs, s->x, s->inputs, s->wx, apart ? Q : n);
-    RF_CHAIN(s->P, s->h, s->ldh, s->wh, n);
+    if (s->wx) RF_CHAIN(s->inputs, s->x, s->inputs, s->wx, apart ? Q : n, s->ahead);
+    RF_CHAIN(s->P, s->h, s->ldh, s->wh, n, NULL);
 }
 #undef RF_CHAIN
 #undef RF_CHAIN_LOOP
@@ -312,12 +317,6 @@ static ptrdiff_t FN(shared_tile)(const int G, const int split, const int wide, p
 }
 #endif
 
-/* Inputs of `rows` rows from b on into the first cache. */
-static RF_ONCE void FN(fetch_inputs)(const FN(chain) *s, ptrdiff_t b, ptrdiff_t rows) {
-    const REAL *p = s->x + b * s->inputs, *const end = p + rows * s->inputs;
-    for (; p < end; p += RF_LINE) RF_FETCH_NEAR(p);
-}
-
 /* Register tiles: the vectors of units that fit beside 1, 2, 3 and more rows, for one gate, for
  * two, three and four, and for three of which one is split. */
 #if VL == 1
@@ -462,10 +461,10 @@ RF_CHAINS(chain4, 4, 0, RF_NV4)
         const ptrdiff_t wides = ldw > VL ? ((to) - (from) + fewer) / ldw : 0;                   \
         const ptrdiff_t rest = (to) - (from) - wides * ldw, left = rest > 0 ? rest : 0;         \
         const int together = n == 1 && VL > 1; /* what is left */                               \
-        /* Inputs of a step that the CPU does not fetch by itself: 64 x 128 x 128, 1.03 to 1.05 times \
-         * as fast on Zen 5, no faster with fewer of them. */                                   \
+        /* Inputs of a step that the CPU does not fetch by itself: a tile's first units fetch those of  \
+         * the next rows, a line now and then, as many at once would keep others waiting. */    \
         const int new_inputs = RF_REGISTERS == 32 && (s)->wx                                    \
-                               && n * (s)->inputs * (ptrdiff_t)sizeof(REAL) >= 1 << 15;         \
+                               && n * (s)->inputs * (ptrdiff_t)sizeof(REAL) >= 1 << 14;         \
         const ptrdiff_t pairs = !together && ldw > 2 * VL ? left / (2 * VL) : 0;               \
         const ptrdiff_t tiles = wides + (together ? left > 0                                    \
                                                   : pairs + (left - pairs * 2 * VL + VL - 1) / VL); \
@@ -494,9 +493,9 @@ RF_CHAINS(chain4, 4, 0, RF_NV4)
                 } else {                                                                       \
                     for (ptrdiff_t block = done; block < end; block++) {                       \
                         const ptrdiff_t m_rows = FN(block_rows)(least, larger, block);         \
-                        if (new_inputs && !i && block + 1 < blocks)                            \
-                            FN(fetch_inputs)((s), b + rows + m_rows,                           \
-                                             FN(block_rows)(least, larger, block + 1));        \
+                        if (new_inputs)                                                        \
+                            (s)->ahead = i || block + 1 == blocks ? NULL                         \
+                                         : (s)->x + (b + rows + m_rows) * (s)->inputs;         \
                         FN(name)(m_rows, size, last < VL ? last : VL, (s), follow, block,      \
                                  b + rows, j, z + rows * ldz, ldz, ldg);                       \
                         rows += m_rows;                                                        \
@@ -532,8 +531,8 @@ static void KN(rnn_step)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first, ptrdiff_t la
                          rf_act act, ptrdiff_t inputs, const REAL *x, const REAL *wx, const REAL *start,
                          ptrdiff_t lds, ptrdiff_t P, const REAL *h, const REAL *wh, REAL *out,
                          REAL *y, ptrdiff_t ldy) {
-    const FN(chain) s = {n, H, inputs, P, P, lds, x, wx, start, h, wh, NULL,
-                         FN(is_dense)(n, H, first, last), FN(is_far)(1, H, wx ? inputs : 0, P)};
+    FN(chain) s = {n, H, inputs, P, P, lds, x, wx, start, h, wh, NULL,
+                   FN(is_dense)(n, H, first, last), FN(is_far)(1, H, wx ? inputs : 0, P)};
     RF_EACH_TILE(chain1, &s, first, last, back, {
         REAL *const h_t = out + b * H + j;
         REAL *const y_t = y ? y + b * ldy + j : NULL;
@@ -551,9 +550,9 @@ static void KN(lstm_step)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first, ptrdiff_t l
                           const REAL *start, ptrdiff_t lds, ptrdiff_t P, const REAL *h,
                           const REAL *wh, const REAL *peephole, REAL *c, REAL *gates,
                           REAL *tanh_c, REAL *out, REAL *y, ptrdiff_t ldy) {
-    const FN(chain) s = {n, H, inputs, P, P, lds, x, wx, start, h, wh, NULL,
-                         !peephole && FN(is_dense)(n, H, first, last),
-                         FN(is_far)(opt->coupled ? 3 : 4, H, wx ? inputs : 0, P)};
+    FN(chain) s = {n, H, inputs, P, P, lds, x, wx, start, h, wh, NULL,
+                   !peephole && FN(is_dense)(n, H, first, last),
+                   FN(is_far)(opt->coupled ? 3 : 4, H, wx ? inputs : 0, P)};
 #define RF_LSTM_UNITS(G)                                                                       \
     const ptrdiff_t at = b * H + j;                                                            \
     REAL *const gates_t = gates ? gates + b * G * H + j : NULL;                                \
@@ -578,8 +577,8 @@ static void KN(gru_step)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first, ptrdiff_t la
                          rf_act gate, ptrdiff_t inputs, const REAL *x, const REAL *wx, const REAL *start,
                          ptrdiff_t lds, const REAL *bias_n, const REAL *hm, const REAL *wh,
                          const REAL *h, REAL *gates, REAL *u, REAL *out, REAL *y, ptrdiff_t ldy) {
-    const FN(chain) s = {n, H, inputs, H, H, lds, x, wx, start, hm, wh, bias_n,
-                         FN(is_dense)(n, H, first, last), FN(is_far)(3, H, wx ? inputs : 0, H)};
+    FN(chain) s = {n, H, inputs, H, H, lds, x, wx, start, hm, wh, bias_n,
+                   FN(is_dense)(n, H, first, last), FN(is_far)(3, H, wx ? inputs : 0, H)};
     RF_EACH_TILE(chain3_split, &s, first, last, back, {
         const ptrdiff_t at = b * H + j;
         REAL *const gates_t = gates ? gates + b * 3 * H + j : NULL;
@@ -603,8 +602,8 @@ static void KN(gru_before_gates_step)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first,
                                       const REAL *wx, const REAL *start, ptrdiff_t lds,
                                       const REAL *h, const REAL *wh, REAL *rt, REAL *zt,
                                       ptrdiff_t ldr, REAL *rh) {
-    const FN(chain) s = {n, H, inputs, H, H, lds, x, wx, start, h, wh, NULL,
-                         FN(is_dense)(n, H, first, last), FN(is_far)(2, H, wx ? inputs : 0, H)};
+    FN(chain) s = {n, H, inputs, H, H, lds, x, wx, start, h, wh, NULL,
+                   FN(is_dense)(n, H, first, last), FN(is_far)(2, H, wx ? inputs : 0, H)};
     RF_EACH_TILE(chain2, &s, first, last, back, {
         const ptrdiff_t at = b * H + j;
         REAL *const r_t = rt ? rt + b * ldr + j : NULL;
@@ -626,8 +625,8 @@ static void KN(gru_before_output_step)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first
                                        const REAL *start, ptrdiff_t lds, const REAL *rh,
                                        const REAL *wh, const REAL *zt, REAL *nt, ptrdiff_t ldr,
                                        const REAL *h, REAL *out, REAL *y, ptrdiff_t ldy) {
-    const FN(chain) s = {n, H, inputs, H, H, lds, x, wx, start, rh, wh, NULL, 0,
-                         FN(is_far)(1, H, wx ? inputs : 0, H)};
+    FN(chain) s = {n, H, inputs, H, H, lds, x, wx, start, rh, wh, NULL, 0,
+                   FN(is_far)(1, H, wx ? inputs : 0, H)};
     RF_EACH_TILE(chain1, &s, first, last, back, {
         FN(gru_before_output_rows)(rows, units, z, ldz, zt + b * ldr + j,
                                    nt ? nt + b * ldr + j : NULL, ldr, h + b * H + j,
@@ -643,9 +642,9 @@ static void KN(gru_before_output_step)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first
 #define RF_FROM_FUTURE(begin, other, ...)                                                      \
     do {                                                                                       \
         if (m > 0) {                                                                           \
-            const FN(chain) s = {m, H, 0, k, lda, H, NULL, NULL, (begin), a, w, NULL,          \
-                                 RF_PAIRS && H <= VL / 2 && FN(is_dense)(m, H, first, last),    \
-                                 FN(is_far)(1, H, 0, k)};                                      \
+            FN(chain) s = {m, H, 0, k, lda, H, NULL, NULL, (begin), a, w, NULL,          \
+                           RF_PAIRS && H <= VL / 2 && FN(is_dense)(m, H, first, last),    \
+                           FN(is_far)(1, H, 0, k)};                                      \
             RF_EACH_TILE(chain1, &s, first, last, back, {                                      \
                 const REAL *const d = z;                                                       \
                 const ptrdiff_t ldd = ldz;                                                     \
