@@ -55,6 +55,8 @@ const char *rf_kernel_name(int k);
 enum { RF_SCRATCH = 386 << 10 };
 void *rf_scratch(void);
 
+#define rf_fetch(p) __builtin_prefetch(p) /* a line that is read soon */
+
 /* Flush-to-zero and denormals-are-zero for the calling thread; leave() puts back what enter() or
  * keep() found. keep() is for calls into other libraries: gradual underflow inside. */
 typedef uint64_t rf_fpmode;

@@ -18,6 +18,7 @@ cdef extern from "rnnfast.h" nogil:
         int coupled
         double clip
     ctypedef uint64_t rf_fpmode
+    void rf_fetch(const void *p)
 
 # csrc/pool.h says what each promises
 cdef extern from "pool.h" nogil:

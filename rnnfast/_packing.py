@@ -46,13 +46,14 @@ class Packing:
             raise TypeError(f"{owner}: lengths must be integers, got {lengths.dtype}")
         if lengths.shape != (B,):
             raise ValueError(f"{owner}: lengths must have shape {(B,)}, got {lengths.shape}")
-        if B and (lengths.min() < 0 or lengths.max() > T):
-            raise ValueError(f"{owner}: lengths must lie in [0, {T}], "
-                             f"got {lengths.min()} to {lengths.max()}")  # fmt: skip
         self.lengths = lengths.astype(np.int64)
         self.order = np.argsort(-self.lengths, kind="stable")
+        if B:
+            most, least = self.lengths[self.order[0]], self.lengths[self.order[-1]]
+            if least < 0 or most > T:
+                raise ValueError(f"{owner}: lengths must lie in [0, {T}], got {least} to {most}")
         ended = np.bincount(self.lengths, minlength=T + 1)[:T].cumsum()
-        self.batch_sizes = (B - ended).astype(np.int64)
+        self.batch_sizes = (B - ended).astype(np.int64, copy=False)
         self.rows = int(self.batch_sizes.sum())
 
     def pack(self, x):
