@@ -466,10 +466,11 @@ RF_UNFOLD void FN(lstm_backward_rows)(ptrdiff_t B, ptrdiff_t H, ptrdiff_t units,
                                       const REAL *tanh_c, const REAL *c, const REAL *dh,
                                       ptrdiff_t ldd, const REAL *dy, ptrdiff_t ldy,
                                       const REAL *dcn, REAL *dc, REAL *da) {
-    const ptrdiff_t G = opt.coupled ? 3 : 4, ldg = G * H, to_g = (G - 2) * H, to_o = (G - 1) * H;
+    const ptrdiff_t G = opt.coupled ? 3 : 4, ldg = G * H; /* i f g o, or i g o */
+    const ptrdiff_t to_g = (G - 2) * H, to_o = (G - 1) * H;
     const v_t limit = v_set1((REAL)opt.clip), zero = v_zero();
-    EACH_HALF(B, units, (gates += ldg, c_prev += H, tanh_c += H, dh += ldd, dc += H, da += ldg, c += c ? H : 0,
-                         dy += dy ? ldy : 0, dcn += dcn ? H : 0), {
+    EACH_HALF(B, units, (gates += ldg, c_prev += H, tanh_c += H, dh += ldd, dc += H, da += ldg,
+                         c += c ? H : 0, dy += dy ? ldy : 0, dcn += dcn ? H : 0), {
         v_t d = LDR(dh, ldd); /* B1 */
         if (dy) d = v_add(d, LDR(dy, ldy));
         const v_t i = LDR(gates, ldg);
@@ -1274,10 +1275,10 @@ static RF_ONCE void FN(narrow)(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, const REAL
  * two elements of A again and again, the other each element of a row of B twice. */
 enum { FN(pair_rows) = VL };
 
-/* The chains of `rows` rows in acc, two rows a vector, and k more of A, whose rows are contiguous, times w columns
- * of B. Past the last row it is read again; whole: there are pair_rows. */
-RF_INLINE void FN(pair_chains)(const int whole, ptrdiff_t rows, ptrdiff_t k, const REAL *a, ptrdiff_t lda, const REAL *b,
-                               ptrdiff_t ldb, ptrdiff_t w, v_t *acc) {
+/* The chains of `rows` rows in acc, two rows a vector, and k more of A, whose rows are contiguous, times w
+ * columns of B. Past the last row it is read again; whole: there are pair_rows. */
+RF_INLINE void FN(pair_chains)(const int whole, ptrdiff_t rows, ptrdiff_t k, const REAL *a, ptrdiff_t lda,
+                               const REAL *b, ptrdiff_t ldb, ptrdiff_t w, v_t *acc) {
     enum { quarter = VL / 4, pairs = FN(pair_rows) / 2 };
     _Alignas(64) REAL turned[pairs * 2 * VL];
     for (ptrdiff_t p = 0; p < k; p += VL, a += VL) {
@@ -1314,7 +1315,8 @@ RF_UNROLL                                                                       
 }
 
 /* Rows of w columns into acc, two a vector, and out of it. */
-RF_INLINE void FN(pairs_in)(const int whole, ptrdiff_t rows, ptrdiff_t w, const REAL *c, ptrdiff_t ldc, v_t *acc) {
+RF_INLINE void FN(pairs_in)(const int whole, ptrdiff_t rows, ptrdiff_t w, const REAL *c, ptrdiff_t ldc,
+                            v_t *acc) {
 RF_UNROLL
     for (int q = 0; q < FN(pair_rows) / 2; q++) {
         const v_t x = v_loadn(c, w);
@@ -1323,7 +1325,8 @@ RF_UNROLL
         c += whole || 2 * q + 2 < rows ? ldc : 0;
     }
 }
-RF_INLINE void FN(pairs_out)(const int whole, ptrdiff_t rows, ptrdiff_t w, const v_t *acc, REAL *c, ptrdiff_t ldc) {
+RF_INLINE void FN(pairs_out)(const int whole, ptrdiff_t rows, ptrdiff_t w, const v_t *acc, REAL *c,
+                             ptrdiff_t ldc) {
 RF_UNROLL
     for (int q = 0; q < FN(pair_rows) / 2; q++) {
         const v_t v = v_apart(acc[q]);

@@ -199,8 +199,8 @@ RF_UNROLL
 }
 #if RF_PAIRS
 /* The same for one gate, which has too few accumulators for it: up to pair_rows rows, in pairs. */
-RF_INLINE void FN(chain_pairs_of)(const int whole, ptrdiff_t rows, ptrdiff_t w, const FN(chain) *s, ptrdiff_t b,
-                                  ptrdiff_t j, REAL *z, ptrdiff_t ldz) {
+RF_INLINE void FN(chain_pairs_of)(const int whole, ptrdiff_t rows, ptrdiff_t w, const FN(chain) *s,
+                                  ptrdiff_t b, ptrdiff_t j, REAL *z, ptrdiff_t ldz) {
     v_t acc[FN(pair_rows) / 2];
     if (s->start) FN(pairs_in)(whole, rows, w, s->start + b * s->lds + j, s->lds, acc);
     else for (int q = 0; q < FN(pair_rows) / 2; q++) acc[q] = v_zero();
@@ -208,11 +208,12 @@ RF_INLINE void FN(chain_pairs_of)(const int whole, ptrdiff_t rows, ptrdiff_t w, 
     if (s->wx)
         FN(pair_chains)(whole, rows, s->inputs, s->x + b * s->inputs, s->inputs,
                         s->wx + panel * s->inputs + in, RF_PANEL, w, acc);
-    FN(pair_chains)(whole, rows, s->P, s->h + b * s->ldh, s->ldh, s->wh + panel * s->P + in, RF_PANEL, w, acc);
+    FN(pair_chains)(whole, rows, s->P, s->h + b * s->ldh, s->ldh, s->wh + panel * s->P + in, RF_PANEL, w,
+                    acc);
     FN(pairs_out)(whole, rows, w, acc, z, ldz);
 }
-static RF_ONCE void FN(chain_pairs)(ptrdiff_t rows, ptrdiff_t w, const FN(chain) *s, ptrdiff_t b, ptrdiff_t j,
-                                    REAL *z, ptrdiff_t ldz) {
+static RF_ONCE void FN(chain_pairs)(ptrdiff_t rows, ptrdiff_t w, const FN(chain) *s, ptrdiff_t b,
+                                    ptrdiff_t j, REAL *z, ptrdiff_t ldz) {
     if (rows == FN(pair_rows)) FN(chain_pairs_of)(1, rows, w, s, b, j, z, ldz);
     else FN(chain_pairs_of)(0, rows, w, s, b, j, z, ldz);
 }

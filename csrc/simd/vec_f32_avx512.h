@@ -24,9 +24,10 @@
 #define v_store_upper(p, v) _mm256_storeu_ps((p), _mm512_extractf32x8_ps((v), 1))
 #define v_halves(p, q) _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(p)), _mm256_loadu_ps(q), 1)
 
-/* Pairs of elements: p[0] p[1] p[0] p[1] ...; each element of the lower half twice; the elements of a lower and
- * an upper half in turn, and back; those of a and b in turn, in each quarter of the vectors the first or
- * the last two. */
+/* Pairs of elements: p[0] p[1] p[0] p[1] ...; each element of the lower half twice; those of both halves in
+ * turn, and back; of a and b in turn, in each quarter of the vectors the first or the last two. v_upper: the
+ * upper half in the lower one's place. */
+typedef double rf_pair __attribute__((may_alias, aligned(4)));
 #define v_pair(p) _mm512_castpd_ps(_mm512_set1_pd(*(const rf_pair *)(p)))
 #define v_doubled(v)                                                                     \
     _mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7), (v))
@@ -37,7 +38,6 @@
 #define v_first_pairs(a, b) _mm512_unpacklo_ps((a), (b))
 #define v_upper(v) _mm512_shuffle_f32x4((v), (v), 0xee)
 #define v_last_pairs(a, b) _mm512_unpackhi_ps((a), (b))
-typedef double rf_pair __attribute__((may_alias, aligned(4)));
 
 #define v_add(a, b) _mm512_add_ps((a), (b))
 #define v_sub(a, b) _mm512_sub_ps((a), (b))
