@@ -418,8 +418,8 @@ cdef void move_rows(const Packed *q, const int64_t *order, Py_ssize_t size, char
                     bint back) noexcept nogil:
     """Rows of `size` bytes from a dense batch, or back into it and zeros past the ends.
 
-    What a sequence has in the next step is fetched ahead, as no CPU guesses their order: on Zen 5 1.02
-    to 1.03 of a ragged RNN's training, 64 x 32 x 128 x 128.
+    What a sequence has in the next step is fetched ahead, as no CPU guesses their order: 1.02 to
+    1.03 of a ragged RNN's training on Zen 5, 64 x 32 x 128 x 128.
     """
     cdef Py_ssize_t t, b, line
     cdef char *at
