@@ -533,7 +533,7 @@ static void KN(rnn_step)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first, ptrdiff_t la
                          ptrdiff_t lds, ptrdiff_t P, const REAL *h, const REAL *wh, REAL *out,
                          REAL *y, ptrdiff_t ldy) {
     FN(chain) s = {n, H, inputs, P, P, lds, x, wx, start, h, wh, NULL,
-                   FN(is_dense)(n, H, first, last), FN(is_far)(1, H, wx ? inputs : 0, P)};
+                   FN(is_dense)(n, H, first, last), FN(is_far)(1, H, wx ? inputs : 0, P), NULL};
     RF_EACH_TILE(chain1, &s, first, last, back, {
         REAL *const h_t = out + b * H + j;
         REAL *const y_t = y ? y + b * ldy + j : NULL;
@@ -553,7 +553,7 @@ static void KN(lstm_step)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first, ptrdiff_t l
                           REAL *tanh_c, REAL *out, REAL *y, ptrdiff_t ldy) {
     FN(chain) s = {n, H, inputs, P, P, lds, x, wx, start, h, wh, NULL,
                    !peephole && FN(is_dense)(n, H, first, last),
-                   FN(is_far)(opt->coupled ? 3 : 4, H, wx ? inputs : 0, P)};
+                   FN(is_far)(opt->coupled ? 3 : 4, H, wx ? inputs : 0, P), NULL};
 #define RF_LSTM_UNITS(G)                                                                       \
     const ptrdiff_t at = b * H + j;                                                            \
     REAL *const gates_t = gates ? gates + b * G * H + j : NULL;                                \
@@ -579,7 +579,7 @@ static void KN(gru_step)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first, ptrdiff_t la
                          ptrdiff_t lds, const REAL *bias_n, const REAL *hm, const REAL *wh,
                          const REAL *h, REAL *gates, REAL *u, REAL *out, REAL *y, ptrdiff_t ldy) {
     FN(chain) s = {n, H, inputs, H, H, lds, x, wx, start, hm, wh, bias_n,
-                   FN(is_dense)(n, H, first, last), FN(is_far)(3, H, wx ? inputs : 0, H)};
+                   FN(is_dense)(n, H, first, last), FN(is_far)(3, H, wx ? inputs : 0, H), NULL};
     RF_EACH_TILE(chain3_split, &s, first, last, back, {
         const ptrdiff_t at = b * H + j;
         REAL *const gates_t = gates ? gates + b * 3 * H + j : NULL;
@@ -604,7 +604,7 @@ static void KN(gru_before_gates_step)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first,
                                       const REAL *h, const REAL *wh, REAL *rt, REAL *zt,
                                       ptrdiff_t ldr, REAL *rh) {
     FN(chain) s = {n, H, inputs, H, H, lds, x, wx, start, h, wh, NULL,
-                   FN(is_dense)(n, H, first, last), FN(is_far)(2, H, wx ? inputs : 0, H)};
+                   FN(is_dense)(n, H, first, last), FN(is_far)(2, H, wx ? inputs : 0, H), NULL};
     RF_EACH_TILE(chain2, &s, first, last, back, {
         const ptrdiff_t at = b * H + j;
         REAL *const r_t = rt ? rt + b * ldr + j : NULL;
@@ -627,7 +627,7 @@ static void KN(gru_before_output_step)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first
                                        const REAL *wh, const REAL *zt, REAL *nt, ptrdiff_t ldr,
                                        const REAL *h, REAL *out, REAL *y, ptrdiff_t ldy) {
     FN(chain) s = {n, H, inputs, H, H, lds, x, wx, start, rh, wh, NULL, 0,
-                   FN(is_far)(1, H, wx ? inputs : 0, H)};
+                   FN(is_far)(1, H, wx ? inputs : 0, H), NULL};
     RF_EACH_TILE(chain1, &s, first, last, back, {
         FN(gru_before_output_rows)(rows, units, z, ldz, zt + b * ldr + j,
                                    nt ? nt + b * ldr + j : NULL, ldr, h + b * H + j,
@@ -645,7 +645,7 @@ static void KN(gru_before_output_step)(ptrdiff_t n, ptrdiff_t H, ptrdiff_t first
         if (m > 0) {                                                                           \
             FN(chain) s = {m, H, 0, k, lda, H, NULL, NULL, (begin), a, w, NULL,          \
                            RF_PAIRS && H <= VL / 2 && FN(is_dense)(m, H, first, last),    \
-                           FN(is_far)(1, H, 0, k)};                                      \
+                           FN(is_far)(1, H, 0, k), NULL};                                      \
             RF_EACH_TILE(chain1, &s, first, last, back, {                                      \
                 const REAL *const d = z;                                                       \
                 const ptrdiff_t ldd = ldz;                                                     \
@@ -846,7 +846,7 @@ RF_FEW(8)
 static void KN(rnn_steps)(ptrdiff_t T, ptrdiff_t H, rf_act act, ptrdiff_t inputs, const REAL *x,
                           ptrdiff_t ldx, const REAL *wx, const REAL *start, ptrdiff_t lds, REAL *h,
                           const REAL *wh, REAL *y, ptrdiff_t ldy) {
-    FN(chain) s = {1, H, inputs, H, H, lds, x, wx, start, h, wh, NULL, 0, 0};
+    FN(chain) s = {1, H, inputs, H, H, lds, x, wx, start, h, wh, NULL, 0, 0, NULL};
     if (act.kind == RF_TANH)
         RF_BY_VECTORS(rnn_few, RF_FIVE_TO_EIGHT(rnn_few, T, H, &s, ldx, h, y, ldy), H, T, H, &s, ldx, h, y,
                       ldy)
@@ -893,7 +893,7 @@ static void KN(lstm_steps)(ptrdiff_t T, ptrdiff_t H, const rf_lstm *opt, ptrdiff
                            const REAL *x, ptrdiff_t ldx, const REAL *wx, const REAL *start,
                            ptrdiff_t lds, REAL *h, const REAL *wh, const REAL *peephole, REAL *c,
                            REAL *y, ptrdiff_t ldy) {
-    FN(chain) s = {1, H, inputs, H, H, lds, x, wx, start, h, wh, NULL, 0, 0};
+    FN(chain) s = {1, H, inputs, H, H, lds, x, wx, start, h, wh, NULL, 0, 0, NULL};
     if (FN(lstm_is_plain)(opt, peephole))
         RF_BY_VECTORS(lstm_few, , H, T, H, &s, ldx, h, c, y, ldy)
     _Alignas(64) REAL z[4 * RF_FEW_UNITS];
@@ -938,7 +938,7 @@ RF_FEW(4)
 static void KN(gru_steps)(ptrdiff_t T, ptrdiff_t H, rf_act gate, ptrdiff_t inputs, const REAL *x,
                           ptrdiff_t ldx, const REAL *wx, const REAL *start, ptrdiff_t lds,
                           const REAL *bias_n, REAL *h, const REAL *wh, REAL *y, ptrdiff_t ldy) {
-    FN(chain) s = {1, H, inputs, H, H, lds, x, wx, start, h, wh, bias_n, 0, 0};
+    FN(chain) s = {1, H, inputs, H, H, lds, x, wx, start, h, wh, bias_n, 0, 0, NULL};
     if (gate.kind == RF_SIGMOID) RF_BY_VECTORS(gru_few, , H, T, H, &s, ldx, h, y, ldy)
     _Alignas(64) REAL z[4 * RF_FEW_UNITS];
     RF_EACH_STEP(T, H, &s, ldx, h, y, ldy, {
