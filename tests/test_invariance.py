@@ -223,8 +223,10 @@ def test_few_sequences_on_any_number_of_threads(cell, options, B, bidirectional,
         return everything(layer, x, resets=resets)
 
     layer = LAYERS[cell](70, 330, bidirectional=bidirectional, dtype=dtype, seed=3, **options)
-    x = rng.standard_normal((40, B, 70)).astype(dtype)
-    resets = rng.random((40, B)) < 0.2 if B > 1 else None
+    # enough for threads to be asked; the portable C build, where fma is a call, does no more
+    T = 40 if _kernels.get_isa() != "scalar" else {"rnn": 40, "gru": 17, "lstm": 14}[cell]
+    x = rng.standard_normal((T, B, 70)).astype(dtype)
+    resets = rng.random((T, B)) < 0.2 if B > 1 else None
     use_threads(1)
     want = everything_of_a_new_layer()
     begun_anew = everything_of_a_new_layer(resets)
