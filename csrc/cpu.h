@@ -6,7 +6,8 @@ int rf_cpu_has_avx2(void);
 int rf_cpu_has_avx512(void);
 
 /* Whether a core has so many operations under way that it mostly reads what it needs in time by itself:
- * told by a first data cache of 48 kB or more (Intel's since Ice Lake, AMD's since Zen 5). 0 until rf_cpu_look has been called. */
+ * told by a first data cache of 48 kB or more (Intel's since Ice Lake, AMD's since Zen 5). 0 until
+ * rf_cpu_look has been called. */
 extern int rf_looks_ahead;
 void rf_cpu_look(void);
 
